@@ -19,7 +19,7 @@ class Mixer(nn.Module):
     causal: bool = True  # y[:, t] depends on x[:, : t + 1] only
     null: bool = False  # a null baseline: not expected to remember anything
     silent: bool = False  # declares that its output is exactly 0 at initialisation
-    sizes: tuple[str, ...] = ()  # integer keywords that may change to meet a budget, the one that moves the state most first
+    sizes: tuple[str, ...] = ()  # integer keywords that may change to meet a budget, the largest lever first
     dynamics: tuple[str, ...] = ()  # own parameters that get the smaller learning rate, without decay
     tables: tuple[str, ...] = ()  # own parameters that get the larger learning rate, without decay
 

@@ -1,0 +1,207 @@
+"""One training run, from a resolved configuration to its record, whatever the outcome."""
+
+import functools
+import logging
+import signal
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+import wandb
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from omegaconf import DictConfig, OmegaConf
+
+from compare import budget, results, speed
+from models.backbone import LooksAhead
+from models.learner import Diverged, Learner
+
+log = logging.getLogger(__name__)
+LAST = "last.ckpt"
+
+
+class Interrupted(RuntimeError):
+    """A signal ended the run between two steps; its checkpoint is whole."""
+
+
+def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
+    """Builds, fits, tests and measures; writes result.json and metrics.csv under `directory`; returns the record.
+
+    Raises ValueError, of one sentence, where the configuration cannot be built: then nothing is recorded.
+    """
+    warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers|script_method).*")
+    logging.getLogger("lightning").handlers.clear()  # its own, beside Hydra's, would print each line twice
+    torch.set_num_threads(cfg.threads)
+    L.seed_everything(cfg.seed, verbose=False)
+    learner: Learner | None = None
+    logger = None
+    try:
+        data = instantiate(cfg.task.data)
+        record |= {
+            "data": data.hashes(),
+            "baselines": data.baselines(),
+            "metric": {"name": data.metric, "higher_is_better": data.metric == "accuracy"},
+            "protocol": protocol(cfg, data),
+        }
+        learner = instantiate(cfg.learner, model=instantiate(cfg.model))
+        learner.names = {split: [s.name for s in data.segments(split)] for split in ("validation", "test")}
+        checkpoint = resume_from(cfg, directory, learner)
+        logger = open_logger(cfg, record)
+        trainer = make_trainer(cfg, directory, logger)
+        trainer.fit(learner, data, ckpt_path=checkpoint, weights_only=True)
+        trainer.test(learner, data, verbose=False)
+        record |= outcome_of(cfg, learner, data)
+    except Diverged as error:
+        record |= {"outcome": "diverged", "reason": str(error)}
+    except Interrupted as error:
+        record |= {"outcome": "interrupted", "reason": str(error)}
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if not isinstance(cause, LooksAhead):
+            raise ValueError(str(cause)) from error
+        record |= {"outcome": "impossible", "reason": f"looks ahead: {cause}"}
+    finally:
+        if logger is not None:
+            wandb.finish(exit_code=0 if record["outcome"] == "finished" else 1, quiet=True)
+    if learner is not None:
+        record["curve"] = learner.curve
+        results.write_csv(directory / "metrics.csv", learner.curve)
+    results.write(directory, record)
+    log.info("%s seed %d: %s", cfg.label, cfg.seed, f"{record['outcome']} {record['reason']}".strip())
+    return record
+
+
+def protocol(cfg: DictConfig, data: L.LightningDataModule) -> dict:
+    """Everything that must be equal between runs that are compared, beside the data."""
+    config = OmegaConf.to_container(cfg, resolve=True)
+    model = {key: value for key, value in config["model"].items() if key not in ("label", "seed", "backbone")}
+    backbone = {key: value for key, value in config["model"]["backbone"].items() if key not in ("pattern", "mlp")}
+    learner = {key: value for key, value in config["learner"].items() if key not in ("seed", "title")}
+    steps = {
+        key: config["trainer"][key] for key in ("max_steps", "precision", "gradient_clip_val", "val_check_interval")
+    }
+    order = {key: value for key, value in data.protocol().items() if key != "order_seed"}
+    return {"data": order, "model": model | {"backbone": backbone}, "learner": learner, "trainer": steps} | {
+        "threads": cfg.threads,
+        "selection": "the last step; nothing was selected",
+        "torch": torch.__version__,
+    }
+
+
+def resume_from(cfg: DictConfig, directory: Path, learner: Learner) -> Path | None:
+    """The checkpoint to go on from, tried once so that a corrupt or foreign one gets a sentence and not a trace."""
+    last = directory / LAST
+    if cfg.ckpt not in (None, "last"):
+        last = Path(cfg.ckpt)
+        if not last.exists():
+            raise ValueError(f"ckpt={cfg.ckpt} does not exist: name a checkpoint file, or last")
+    elif not last.exists():
+        if cfg.ckpt == "last":
+            raise ValueError(f"ckpt=last: {directory} holds no {LAST}; leave ckpt out to start from step 0")
+        return None
+    try:
+        saved = torch.load(last, map_location="cpu", weights_only=True)
+        state = saved["state_dict"]
+        saved["seqmix"]
+    except Exception as error:  # whatever unpickling a file that is not ours may raise
+        raise ValueError(f"{last} is not a whole checkpoint of seqmix: remove it, or name another") from error
+    theirs, ours = set(state), set(learner.state_dict())
+    if theirs != ours:
+        odd = sorted(theirs ^ ours)[0]
+        raise ValueError(f"{last} is of another model ({odd} is not in both): name one of this configuration")
+    log.info("going on from %s at step %d", last, saved["global_step"])
+    return last
+
+
+def open_logger(cfg: DictConfig, record: dict):
+    """The configured logger, told what a reader needs to put runs side by side; False where there is none."""
+    if not cfg.logger:
+        return None
+    name = f"{record['label']}-s{record['seed']}"
+    logger = instantiate(
+        cfg.logger,
+        name=name,
+        id=f"{record['task']}-{name}-{record['config_hash'][:6]}".replace("=", "-").replace(",", "-")[-120:],
+        group=record["task"],
+        job_type="train",
+        tags=[record["task"], record["mixer"]] + ([record["sweep"]] if record["sweep"] else []),
+    )
+    logger.log_hyperparams(record["config"] | {key: record[key] for key in ("mixer", "label", "config_hash")})
+    return logger
+
+
+def make_trainer(cfg: DictConfig, directory: Path, logger) -> L.Trainer:
+    """Lightning's Trainer with the project's callbacks. One line per validation, and the bar where somebody watches."""
+    interval = cfg.trainer.val_check_interval
+    callbacks = [
+        ModelCheckpoint(directory, filename="last", every_n_train_steps=interval, enable_version_counter=False),
+        StopBetweenSteps(directory / LAST),
+    ]
+    single = not record_sweep()
+    if single and cfg.trainer.enable_progress_bar:
+        callbacks.append(StepBar(leave=True))
+    return instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=logger or False,
+        default_root_dir=str(directory),
+        enable_progress_bar=single and cfg.trainer.enable_progress_bar,
+    )
+
+
+def record_sweep() -> str:
+    """The id of the sweep that this process runs in, or ''."""
+    import os
+
+    return os.environ.get("SEQMIX_SWEEP", "")
+
+
+class StepBar(RichProgressBar):
+    """Counts steps, where Lightning would count epochs of an endless loader."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"step {self.trainer.global_step}/{self.trainer.max_steps}"
+
+
+class StopBetweenSteps(Callback):
+    """Ctrl-C and SIGTERM end the run after the step that is under way, with a checkpoint that goes on exactly."""
+
+    def __init__(self, checkpoint: Path):
+        self.checkpoint, self.signal = checkpoint, None
+        self._before: dict = {}
+
+    def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame) -> None:
+        self.signal = signal.Signals(number).name
+
+    def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, *args) -> None:
+        if self.signal:
+            trainer.save_checkpoint(self.checkpoint)
+            raise Interrupted(f"{self.signal} at step {trainer.global_step}: the same command goes on from there")
+
+    def teardown(self, trainer: L.Trainer, learner: L.LightningModule, stage: str) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def outcome_of(cfg: DictConfig, learner: Learner, data: L.LightningDataModule) -> dict:
+    """What a finished run is worth and what it cost."""
+    test, length = learner.scores["test"], cfg.task.max_length
+    make = functools.partial(instantiate, cfg.model)
+    batch = next(iter(data.train_dataloader()))
+    return {
+        "outcome": "finished",
+        "parameters": budget.parameters(learner.model),
+        "state_bytes": {str(length): budget.state_bytes(make, length)},
+        "flops": budget.flops(make, length),
+        "speed": speed.probe(learner.model, batch, lambda model, batch: learner.loss(batch)) if cfg.probe else {},
+        "validation": learner.scores["validation"]["all"],
+        "test": test["all"],
+        "slices": [{"name": s.name, "values": s.values, "reason": "", **test[s.name]} for s in data.segments("test")],
+    }

@@ -1,0 +1,129 @@
+"""Pre-norm residual blocks around any mixer, a pattern of mixers tiled over depth, and the choice of direction.
+
+    x = x + dropout(mixer(local_conv(norm(x))))
+    x = x + dropout(mlp(norm(x)))
+
+(Xiong et al., 2020, https://arxiv.org/abs/2002.04745)
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+
+import torch
+from mixers.bidirectional import Bidirectional
+from mixers.layers import ShortConv
+from torch import Tensor, nn
+
+from mixers.base import Mixer, State
+
+Factory = Callable[..., Mixer]
+
+
+class LooksAhead(ValueError):
+    """The task is causal and the mixer is not: there is no faithful way to train the pair."""
+
+
+@contextmanager
+def seeded(*key: object) -> Iterator[None]:
+    """Draws inside come from a generator seeded by `key` alone, and the global one is left as it was.
+
+    Every module is built under its own key, so that no module's initial values depend on what another one draws.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(sha256(repr(key).encode()).digest()[:8], "big") >> 1)
+        yield
+
+
+def directed(factory: Factory, d_model: int, causal: bool, place: dict[str, int]) -> Mixer:
+    """The mixer in the direction that the task wants. Raises LooksAhead where a causal task meets a mixer that is not.
+
+    place: {"layer": i, "n_layers": n}, given to the mixers whose paper depends on depth.
+    """
+    wanted = {key: value for key, value in place.items() if key in inspect.signature(factory).parameters}
+    mixer = factory(d_model, **wanted)
+    if mixer.causal == causal:
+        return mixer
+    if mixer.causal:
+        return Bidirectional(mixer, factory(d_model, **wanted))
+    raise LooksAhead(
+        f"{type(mixer).__name__} looks ahead and the task is causal: "
+        "choose a causal mixer, or a task that looks both ways"
+    )
+
+
+class Block(nn.Module):
+    """One layer. Its state is (local_conv, mixer, mlp), any of them None."""
+
+    def __init__(
+        self, d_model: int, *, mixer: Mixer, mlp: nn.Module | None, local_conv: nn.Module | None, dropout: float
+    ):
+        super().__init__()
+        self.local_conv, self.mixer, self.mlp = local_conv, mixer, mlp
+        self.norm_mixer = nn.RMSNorm(d_model)
+        self.norm_mlp = nn.RMSNorm(d_model) if mlp is not None else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, state: State = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        conv_state, mixer_state, mlp_state = (None, None, None) if state is None else state
+        z = self.norm_mixer(x)
+        if self.local_conv is not None:
+            z = z if mask is None else z * mask.unsqueeze(-1)
+            z, conv_state = self.local_conv(z, conv_state)
+        # only a mixer that looks both ways has to be told where padding is: a causal one meets it after the real tokens
+        z, mixer_state = self.mixer(z, mixer_state) if self.mixer.causal else self.mixer(z, mixer_state, mask)
+        x = x + self.dropout(z)
+        if self.mlp is not None:
+            z, mlp_state = self.mlp(self.norm_mlp(x), mlp_state)
+            x = x + self.dropout(z)
+        return x, (conv_state, mixer_state, mlp_state)
+
+
+class Backbone(nn.Module):
+    """`n_layers` blocks whose mixers are the pattern, tiled over depth. Obeys the mixers' law: see mixers/base.py.
+
+    pattern: mixer factories, d_model -> Mixer; mlp: a factory d_model -> module (x, state) -> (y, state), or None.
+    Initial values: the backbone's depend on (seed, path), a mixer's on (seed, label, path).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        n_layers: int,
+        pattern: Sequence[Factory],
+        causal: bool,
+        mlp: Callable[[int], nn.Module] | None,
+        local_conv: int,
+        dropout: float,
+        seed: int,
+        label: str,
+    ):
+        super().__init__()
+        if not pattern or n_layers % len(pattern):
+            raise ValueError(
+                f"n_layers={n_layers} is not a multiple of the pattern's length {len(pattern)}: change either, "
+                "so that every mixer of the pattern occurs equally often"
+            )
+        self.causal = causal
+        self.blocks = nn.ModuleList()
+        for i in range(n_layers):
+            with seeded(seed, label, f"blocks.{i}.mixer"):
+                mixer = directed(pattern[i % len(pattern)], d_model, causal, {"layer": i, "n_layers": n_layers})
+            with seeded(seed, f"blocks.{i}.local_conv"):
+                conv = ShortConv(d_model, width=local_conv, bias=False) if local_conv else None
+            with seeded(seed, f"blocks.{i}"):
+                self.blocks.append(
+                    Block(d_model, mixer=mixer, mlp=mlp(d_model) if mlp else None, local_conv=conv, dropout=dropout)
+                )
+
+    def forward(
+        self, x: Tensor, states: tuple[State, ...] | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        """x (B, T, D) -> y (B, T, D), one state per block; mask (B, T) bool, True on real tokens."""
+        after = []
+        for i, block in enumerate(self.blocks):
+            x, state = block(x, None if states is None else states[i], mask)
+            after.append(state)
+        return x, tuple(after)

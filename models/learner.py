@@ -1,0 +1,262 @@
+"""The only LightningModule: loss, metrics, optimizer groups, schedule, and what a comparison needs to know of a run."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixers.base import Mixer
+from models.model import Model
+
+log = logging.getLogger(__name__)
+IGNORE = -100  # targets that are not scored
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite; the message names the step and the first layer whose output is not."""
+
+
+class Learner(L.LightningModule):
+    """Trains a Model on batches (tokens, targets, mask), with AdamW groups and warm-up + cosine per step.
+
+    metric: "accuracy" or "bits_per_byte", of scored targets. warmup: fraction of all steps. dynamics_lr: the highest
+    rate of the mixers' own dynamics (decays, step sizes); tables_lr: the rate of lookup tables, as a multiple.
+    names: the segments' names per split, {"validation": [...], "test": [...]}, in the order of their loaders.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        metric: str,
+        warmup: float,
+        dynamics_lr: float,
+        tables_lr: float,
+        resample_every: int,
+        log_every: int,
+        seed: int,
+        title: str,
+    ):
+        super().__init__()
+        if metric not in ("accuracy", "bits_per_byte"):
+            raise ValueError(f"task.metric is '{metric}': it must be accuracy or bits_per_byte")
+        self.model, self.make_optimizer, self.metric = model, optimizer, metric
+        self.warmup, self.dynamics_lr, self.tables_lr = warmup, dynamics_lr, tables_lr
+        self.resample_every, self.log_every, self.title = resample_every, log_every, title
+        self.generator = torch.Generator().manual_seed(seed)
+        self.names: dict[str, list[str]] = {}
+        self.curve: list[dict[str, float]] = []
+        self.scores: dict[str, dict[str, dict[str, float]]] = {}
+        self._rng: Tensor | None = None
+        self._seconds_before, self._started = 0.0, time.monotonic()
+        self._loss_sum, self._loss_steps = 0.0, 0
+        self._sums: dict[int, Tensor] = {}
+
+    # -- loss ---------------------------------------------------------------------------------------------------------
+
+    def predict(self, tokens: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits (n, n_outputs) and targets (n,) at the scored positions, and only there."""
+        if targets.dim() == 1:
+            return self.model(tokens, mask=mask)[0], targets
+        at = targets != IGNORE
+        return self.model(tokens, mask=mask, at=at)[0], targets[at]
+
+    def loss(self, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        """Mean cross-entropy in nats over the scored targets of (tokens, targets, mask)."""
+        logits, targets = self.predict(*batch)
+        return F.cross_entropy(logits.float(), targets)
+
+    def training_step(self, batch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise Diverged(
+                f"the loss is {value} at step {self.global_step}, first in {culprit(self, batch)}: "
+                "lower the learning rate"
+            )
+        self._loss_sum, self._loss_steps = self._loss_sum + value, self._loss_steps + 1
+        return loss
+
+    def on_train_start(self) -> None:
+        self._started = time.monotonic()
+        if self._rng is not None:
+            torch.set_rng_state(self._rng)
+
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        # Between two steps, and here rather than at a batch's end: checkpoints are written at the end, before this hook
+        # would run there, and a resumed run must not miss it.
+        step = self.global_step
+        if step and self.resample_every and step % self.resample_every == 0:
+            for module in self.model.modules():
+                if isinstance(module, Mixer):
+                    module.resample(self.generator)
+        if step % self.log_every == 0:
+            self._record_loss()
+
+    def on_train_end(self) -> None:
+        self._record_loss()
+
+    def _record_loss(self) -> None:
+        if self._loss_steps:
+            self.record({"train/loss": self._loss_sum / self._loss_steps})
+            self._loss_sum, self._loss_steps = 0.0, 0
+
+    def record(self, values: dict[str, float]) -> None:
+        """One row of the learning curve: step, seconds of training so far, the next learning rate, and `values`."""
+        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        row = {"step": self.global_step, "seconds": self.seconds, "lr": rate, **values}
+        if self.curve and self.curve[-1]["step"] == row["step"]:
+            self.curve[-1].update(row)
+        else:
+            self.curve.append(row)
+        for logger in self.loggers:
+            logger.log_metrics({"lr": rate, **values, "trainer/global_step": self.global_step}, step=self.global_step)
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+    # -- evaluation: exact over all scored targets of a segment, whatever the batches ---------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums = {}
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        logits, targets = self.predict(*batch)
+        nats = F.cross_entropy(logits.float(), targets, reduction="sum").double()
+        right = (logits.argmax(-1) == targets).sum().double()
+        sums = torch.stack([nats, right, torch.tensor(len(targets), dtype=torch.float64, device=nats.device)])
+        self._sums[dataloader_idx] = self._sums.get(dataloader_idx, torch.zeros_like(sums)) + sums
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:
+            return
+        scores = self._scores("validation")
+        self.log("validation/score", scores["all"]["score"], logger=False)
+        self.record({f"validation/{key}": scores["all"][key] for key in ("score", "loss")})
+        log.info(
+            "%s  step %d/%d  loss %.3f  %s %.3f  %.0f s",
+            *(self.title, self.global_step, self.trainer.max_steps),
+            *(scores["all"]["loss"], self.metric, scores["all"]["score"], self.seconds),
+        )
+
+    def on_test_epoch_end(self) -> None:
+        scores = self._scores("test")
+        for logger in self.loggers:
+            logger.log_metrics({f"test/{name}": s["score"] for name, s in scores.items()}, step=self.global_step)
+
+    def _scores(self, split: str) -> dict[str, dict[str, float]]:
+        names = self.names.get(split) or [str(i) for i in self._sums]
+        parts = {names[i]: sums for i, sums in self._sums.items()}
+        parts["all"] = torch.stack(list(self._sums.values())).sum(0)
+        self.scores[split] = {name: self._score(*sums.tolist()) for name, sums in parts.items()}
+        return self.scores[split]
+
+    def _score(self, nats: float, right: float, n: float) -> dict[str, float]:
+        score = right / n if self.metric == "accuracy" else nats / n / math.log(2)
+        return {"score": score, "loss": nats / n, "n": n}
+
+    # -- optimisation -------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self):
+        optimizer = self.make_optimizer(groups(self.model))
+        for group in optimizer.param_groups:
+            if group["name"] == "dynamics":
+                group["lr"] = min(group["lr"], self.dynamics_lr)
+            elif group["name"] == "tables":
+                group["lr"] *= self.tables_lr
+        steps = self.trainer.max_steps
+        if steps <= 0:
+            raise ValueError(f"trainer.max_steps is {steps}: the schedule needs a number of steps")
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, self.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- exact resume -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["seqmix"] = {
+            "rng": torch.get_rng_state(),
+            "generator": self.generator.get_state(),
+            "curve": self.curve,
+            "seconds": self.seconds,
+            "loss": (self._loss_sum, self._loss_steps),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        saved = checkpoint["seqmix"]
+        self._rng = saved["rng"]
+        self.generator.set_state(saved["generator"])
+        self.curve, self._seconds_before = saved["curve"], saved["seconds"]
+        self._loss_sum, self._loss_steps = saved["loss"]
+
+
+def groups(model: nn.Module) -> list[dict]:
+    """Every parameter in exactly one group: Linear weights decay; biases, norms, embeddings and the rest do not; the
+    mixers' `dynamics` and `tables` are groups of their own, without decay. Empty groups are left out."""
+    owner = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name in getattr(module, "dynamics", ()):
+                owner[parameter] = "dynamics"
+            elif name in getattr(module, "tables", ()):
+                owner[parameter] = "tables"
+            elif isinstance(module, nn.Linear) and name == "weight":
+                owner[parameter] = "decay"
+            else:
+                owner[parameter] = "rest"
+    made = []
+    for kind in ("decay", "rest", "dynamics", "tables"):
+        members = [parameter for parameter, its in owner.items() if its == kind]
+        if members:
+            made.append({"name": kind, "params": members} | ({} if kind == "decay" else {"weight_decay": 0.0}))
+    return made
+
+
+def warmup_cosine(step: int, steps: int, warmup: float) -> float:
+    """The factor on the learning rate at `step`: linear up over the first `warmup` of all, then cosine to zero."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def culprit(learner: Learner, batch) -> str:
+    """The first layer, in the order of computation, whose output or parameter is not finite."""
+    found: list[str] = []
+
+    def watch(name: str) -> Callable:
+        def hook(module: nn.Module, args, output) -> None:
+            if not found and not all(torch.isfinite(t).all() for t in tensors(output)):
+                bad = [n for n, p in module.named_parameters() if not torch.isfinite(p).all()]
+                found.append(f"{name} (its parameter {bad[0]} is not finite)" if bad else name)
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(n)) for n, m in learner.model.named_modules() if n]
+    try:
+        with torch.no_grad():
+            learner.loss(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "the loss itself"
+
+
+def tensors(value) -> Iterator[Tensor]:
+    """The floating-point tensors in a nested tuple."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.is_complex():
+            yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)

@@ -1,0 +1,19 @@
+"""The position-wise half of a block: (x, state) -> (y, state), so that a stateful one can take its place."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixers.base import State
+
+
+class MLP(nn.Module):
+    """Two linear maps with a GELU between them (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762, eq. 2)."""
+
+    def __init__(self, d_model: int, *, expand: float):
+        super().__init__()
+        width = int(expand * d_model)
+        self.up = nn.Linear(d_model, width)
+        self.down = nn.Linear(width, d_model)
+
+    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        return self.down(F.gelu(self.up(x))), state
