@@ -140,7 +140,9 @@ def test_divergence_names_the_step_and_the_layer(tmp_path):
 def test_scores_are_exact_whatever_the_batches(tmp_path):
     net = learner(metric="bits_per_byte")
     tokens = torch.randint(7, (7, 6))
-    batches = torch.utils.data.DataLoader(tokens, batch_size=3, collate_fn=lambda rows: (torch.stack(rows),) * 2 + (None,))
+    batches = torch.utils.data.DataLoader(
+        tokens, batch_size=3, collate_fn=lambda rows: (torch.stack(rows),) * 2 + (None,)
+    )
     net.names["test"] = ["a"]
     trainer(tmp_path, 1).test(net, batches, verbose=False)
     net.eval()
