@@ -1,0 +1,155 @@
+"""What a model costs before anything is computed: parameters, state bytes and FLOPs, measured, never a formula.
+
+State and FLOPs are measured on the meta device: real shapes and dtypes, nothing computed, so 64k tokens are cheap.
+Models are called as `model(tokens, states) -> (output, states)` with tokens (B, T) int64.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from mixers.base import Mixer, State
+
+aten = torch.ops.aten
+
+
+def parameters(model: nn.Module) -> dict[str, int]:
+    """How many numbers are learned: {"total", "mixer", "embedding"}; shared ones count once."""
+
+    def count(kind: type[nn.Module]) -> int:
+        modules = (module for module in model.modules() if isinstance(module, kind))
+        return sum(p.numel() for p in {p for module in modules for p in module.parameters()})
+
+    return {"total": count(nn.Module), "mixer": count(Mixer), "embedding": count(nn.Embedding)}
+
+
+def tensors(state: State | list | dict) -> Iterator[Tensor]:
+    """The tensors of a nested state."""
+    if isinstance(state, Tensor):
+        yield state
+    elif state is not None:
+        for part in state.values() if isinstance(state, dict) else state:
+            yield from tensors(part)
+
+
+@torch.no_grad()
+def state_bytes(make_model: Callable[[], nn.Module], length: int, batch: int = 1) -> int:
+    """The bytes of the state after `length` tokens, summed over the layers."""
+    model = _on_meta(make_model)
+    _, states = model(_tokens(length, batch))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(states))
+
+
+@torch.no_grad()
+def flops(make_model: Callable[[], nn.Module], length: int) -> dict[str, float | None]:
+    """FLOPs per token at `length` tokens and batch 1; a multiply-add is two.
+
+    Counted are matrix products, convolutions, FFTs, triangular solves, exp and cumsum; other elementwise work is not.
+    Training is three forwards by convention. Decoding is the last of the `length` tokens, given the state before it; it
+    is None for a model that looks ahead.
+    """
+    model = _on_meta(make_model)
+    forward = _count(lambda: model(_tokens(length))) / length
+    decode = None
+    if all(module.causal for module in model.modules() if isinstance(module, Mixer)):
+        states = model(_tokens(length - 1))[1] if length > 1 else None
+        decode = float(_count(lambda: model(_tokens(1), states)))
+    return {
+        "at": length,
+        "forward_per_token": forward,
+        "training_per_token": 3 * forward,
+        "decode_per_token": decode,
+    }
+
+
+def _on_meta(make_model: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return make_model().eval()
+
+
+def _tokens(length: int, batch: int = 1) -> Tensor:
+    return torch.zeros(batch, length, dtype=torch.int64, device="meta")
+
+
+def _count(call: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter, _VisiblePairs(counter) as hidden:
+        call()
+    return counter.get_total_flops() - hidden.flops
+
+
+class _VisiblePairs(TorchFunctionMode):
+    """Collects what causal attention does not need: on meta it becomes two full products, whose mask nobody counts."""
+
+    def __init__(self, counter: FlopCounterMode):
+        super().__init__()
+        self.counter, self.flops = counter, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        before = self.counter.get_total_flops()
+        out = func(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention:
+            visible, pairs = _pairs(*args, **(kwargs or {}))
+            counted = self.counter.get_total_flops() - before
+            self.flops += counted - counted * visible // pairs
+        return out
+
+
+def _pairs(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    """How many pairs of a query and a key are visible, and how many there are; what a mask hides counts as visible."""
+    T, S = query.shape[-2], key.shape[-2]
+    return sum(min(t + 1, S) for t in range(T)) if is_causal else T * S, T * S  # is_causal starts at the top left
+
+
+def _fft(x, dims, *rest, out_val=None) -> int:
+    """5 n log2 n for each transform of n points; the longer side of a real one is the real side."""
+    full = x if x.numel() >= out_val.numel() else out_val
+    points = math.prod(full.shape[d] for d in dims)
+    return round(5 * full.numel() * math.log2(points)) if points > 1 else 0
+
+
+def _solve(A, B, *, upper, left=True, unitriangular=False, out_val=None) -> int:
+    """n^2 multiply-adds halved by the triangle, so n^2 FLOPs, for each of the right-hand sides."""
+    return out_val.numel() * A.shape[-1]
+
+
+def _elements(x, *rest, out_val=None, **options) -> int:
+    return x.numel()
+
+
+def _dot(x, y, *, out_val=None) -> int:
+    return 2 * x.numel()
+
+
+def _mv(A, x, *, out_val=None) -> int:
+    return 2 * A.numel()
+
+
+def _addmv(b, A, x, *, beta=1, alpha=1, out_val=None) -> int:
+    return 2 * A.numel()
+
+
+def _product(op):
+    """The counter's own formula, times four for complex numbers, which it takes for real ones."""
+
+    def formula(*args, out_val=None, **options) -> int:
+        return flop_registry[op](*args, out_val=out_val, **options) * (4 if out_val.is_complex() else 1)
+
+    return formula
+
+
+FORMULAS = {
+    **dict.fromkeys((aten._fft_r2c, aten._fft_c2c, aten._fft_c2r), _fft),
+    **dict.fromkeys((aten.exp, aten.exp_, aten.cumsum, aten.cumsum_), _elements),
+    **dict.fromkeys((aten.dot, aten.vdot), _dot),
+    aten.linalg_solve_triangular: _solve,
+    aten.mv: _mv,
+    aten.addmv: _addmv,
+    **{op: _product(op) for op in (aten.mm, aten.addmm, aten.bmm, aten.baddbmm)},
+}
+for formula in FORMULAS.values():
+    formula._get_raw = True  # the counter's mark for a formula that wants tensors, not shapes

@@ -1,0 +1,189 @@
+"""The record that every run writes (result.json) and how to read many.
+
+A record is plain JSON: strings, finite numbers, booleans, lists, dicts and null, so that it outlives this code. Numbers
+that are not finite become null. Importing this module needs the standard library only.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+VERSION = 1
+FILE = "result.json"
+OUTCOMES = ("finished", "impossible", "diverged", "interrupted", "failed")
+
+REQUIRED = {
+    "version": int,
+    "outcome": str,
+    "reason": str,
+    "sweep": str,
+    "task": str,
+    "mixer": str,
+    "label": str,
+    "seed": int,
+    "config": dict,
+    "config_hash": str,
+    "code": str,
+    "environment": dict,
+    "protocol": dict,
+}
+MEASURED = {
+    "data": dict,
+    "engine": str,
+    "metric": dict,
+    "baselines": dict,
+    "parameters": dict,
+    "state_bytes": dict,
+    "flops": dict,
+    "speed": dict,
+    "validation": dict,
+    "test": dict,
+    "slices": list,
+    "curve": list,
+}  # what a run that did not finish may lack; train.py is free to add more
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("mixers", "models", "tasks", "compare", "conf", "train.py")
+
+
+def write(directory: Path, record: dict) -> Path:
+    """Check the record and write it to directory/result.json, all of it or nothing; the path is returned.
+
+    Raises ValueError for a missing key, TypeError for a value of the wrong type or not JSON, both naming the key.
+    """
+    for key, kind in (REQUIRED | MEASURED).items():
+        if key not in record:
+            if key in REQUIRED:
+                raise ValueError(f"the record lacks the key '{key}'")
+        elif not isinstance(record[key], kind) or (kind is int and isinstance(record[key], bool)):
+            raise TypeError(f"record['{key}'] must be {kind.__name__}, not {type(record[key]).__name__}")
+    if record["version"] != VERSION:
+        raise ValueError(f"record['version'] must be {VERSION}, not {record['version']}")
+    if record["outcome"] not in OUTCOMES:
+        raise ValueError(f"record['outcome'] must be one of {', '.join(OUTCOMES)}, not '{record['outcome']}'")
+    if record["outcome"] == "finished" and not isinstance(record.get("test", {}).get("score"), int | float):
+        raise ValueError("the record is 'finished' but lacks the key 'test.score'")
+    text = json.dumps(_plain(record, "record"), indent=1, allow_nan=False) + "\n"
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    return replace(directory / FILE, text)
+
+
+def replace(path: Path, text: str) -> Path:
+    """Write text to path through a temporary name, so that no reader ever sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def read(path: Path) -> dict:
+    """The record in the file `path`; ValueError says in one sentence what is wrong with it and what to do."""
+    path = Path(path)
+    remedy = "delete it and run again"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(f"{path} is truncated or not JSON: {remedy}") from None
+    if not isinstance(record, dict) or "version" not in record:
+        raise ValueError(f"{path} is not a record of a run: move it away or {remedy}")
+    if record["version"] != VERSION:
+        raise ValueError(f"{path} has version {record['version']}, this code reads version {VERSION}: {remedy}")
+    missing = [key for key, kind in REQUIRED.items() if not isinstance(record.get(key), kind)]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: {remedy}")
+    return record
+
+
+def read_all(root: Path, sweep: str | None = None) -> list[dict]:
+    """Every record below root in the order of its path, with that path as record["path"]; only the sweep's, if given.
+
+    A broken file is an error, unless a sweep is given whose id the file does not even mention.
+    """
+    records = []
+    for path in sorted(Path(root).rglob(FILE)):
+        if sweep is not None and sweep not in path.read_text(encoding="utf-8", errors="replace"):
+            continue
+        record = read(path)
+        if sweep is None or record["sweep"] == sweep:
+            records.append(record | {"path": str(path)})
+    return records
+
+
+def config_hash(config: dict) -> str:
+    """16 hex digits that depend on the keys and values of the config, not on their order."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differing_keys(a: dict, b: dict) -> list[str]:
+    """The dotted keys, sorted, at which two configs differ or that only one of them has."""
+    a, b, missing = _flat(a), _flat(b), object()
+    return sorted(key for key in a.keys() | b.keys() if a.get(key, missing) != b.get(key, missing))
+
+
+def environment() -> dict:
+    """What the numbers of a run may depend on beyond its config: versions, machine, threads and code."""
+    import torch
+
+    version = code()
+    return {
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "threads": torch.get_num_threads(),
+        "code": version,
+        "dirty": "-dirty-" in version,
+    }
+
+
+def code() -> str:
+    """Which code this is: the git commit, with a hash of the sources if they were edited, or that hash alone."""
+    if _git("rev-parse", "--show-toplevel") != str(ROOT):  # installed, perhaps below somebody else's repository
+        return f"source-{_source_hash()}"
+    commit = _git("rev-parse", "HEAD") or "uncommitted"
+    return f"{commit[:12]}-dirty-{_source_hash()}" if _git("status", "--porcelain", "--", *SOURCES) else commit[:12]
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _source_hash() -> str:
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        top = ROOT / name
+        for path in [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.suffix in (".py", ".yaml")):
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _plain(value, key: str):
+    """The same value in the terms of JSON; a key of any dict becomes a string."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v, f"{key}.{k}") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, f"{key}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    raise TypeError(f"{key} is a {type(value).__name__}, which is not plain JSON")
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return flat
