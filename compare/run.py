@@ -1,7 +1,10 @@
 """One training run, from a resolved configuration to its record, whatever the outcome."""
 
+import csv
 import functools
+import io
 import logging
+import os
 import signal
 import warnings
 from pathlib import Path
@@ -34,6 +37,8 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
     warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers|script_method).*")
     logging.getLogger("lightning").handlers.clear()  # its own, beside Hydra's, would print each line twice
     torch.set_num_threads(cfg.threads)
+    environment = results.environment()
+    record |= {"environment": environment, "code": environment["code"], "engine": "torch", "protocol": {}}
     L.seed_everything(cfg.seed, verbose=False)
     learner: Learner | None = None
     logger = None
@@ -67,7 +72,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
             wandb.finish(exit_code=0 if record["outcome"] == "finished" else 1, quiet=True)
     if learner is not None:
         record["curve"] = learner.curve
-        results.write_csv(directory / "metrics.csv", learner.curve)
+        results.replace(directory / "metrics.csv", table(learner.curve))
     results.write(directory, record)
     log.info("%s seed %d: %s", cfg.label, cfg.seed, f"{record['outcome']} {record['reason']}".strip())
     return record
@@ -139,7 +144,7 @@ def make_trainer(cfg: DictConfig, directory: Path, logger) -> L.Trainer:
         ModelCheckpoint(directory, filename="last", every_n_train_steps=interval, enable_version_counter=False),
         StopBetweenSteps(directory / LAST),
     ]
-    single = not record_sweep()
+    single = not os.environ.get("SEQMIX_SWEEP")
     if single and cfg.trainer.enable_progress_bar:
         callbacks.append(StepBar(leave=True))
     return instantiate(
@@ -151,11 +156,13 @@ def make_trainer(cfg: DictConfig, directory: Path, logger) -> L.Trainer:
     )
 
 
-def record_sweep() -> str:
-    """The id of the sweep that this process runs in, or ''."""
-    import os
-
-    return os.environ.get("SEQMIX_SWEEP", "")
+def table(rows: list[dict]) -> str:
+    """Rows as CSV, with every key that any of them has as a column."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 class StepBar(RichProgressBar):
