@@ -1,0 +1,168 @@
+"""linear_attention and gated_delta: engine against definition, every gradient, and the extremes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mixers.ops import gated_delta as delta
+from mixers.ops import linear_attention as linear
+
+C = 16
+B, H, K, V = 2, 2, 3, 5
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    for module in (linear, delta):
+        monkeypatch.setattr(module, "CHUNK", C)
+        monkeypatch.setattr(module, "CHANNEL_CHUNK", 8)
+
+
+def error(a, b):
+    return ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()
+
+
+def both(engine, definition, inputs):
+    """The largest relative error of outputs, state and gradients, each of its own tensor."""
+    results = []
+    names = [name for name, x in inputs.items() if x is not None]
+    for f, wide in ((engine, False), (definition, True)):
+        leaves = {n: inputs[n].detach().clone().to(torch.float64 if wide else inputs[n].dtype) for n in names}
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        o, S = f(**leaves)
+        torch.manual_seed(1)
+        weights = [torch.randn(t.shape, dtype=torch.float64) for t in (o, S)]
+        loss = sum((t.double() * w).sum() for t, w in zip((o, S), weights, strict=True))
+        results.append([o, S, *torch.autograd.grad(loss, list(leaves.values()))])
+    assert all(torch.isfinite(t).all() for t in results[0])
+    return max(error(a.double(), b) for a, b in zip(*results, strict=True))
+
+
+def decays(kind, heads, T, dtype):
+    width = {"none": 0, "scalar": 1, "channel": K}[kind]
+    return -3 * torch.rand(B, heads, T, width, dtype=dtype) if width else None
+
+
+DECAYED = ("scalar", "channel", "decayed bonus")
+LENGTHS = [1, C - 1, C, C + 1, 3 * C + 7]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("kind", ["none", "scalar", "channel", "value", "bonus", "decayed bonus"])
+@pytest.mark.parametrize("T", LENGTHS)
+def test_linear_attention(T, kind, carried, dtype):
+    torch.manual_seed(0)
+    heads = 2 * H  # q and k have fewer
+    inputs = {
+        "q": torch.randn(B, H, T, K, dtype=dtype),
+        "k": torch.randn(B, H, T, K, dtype=dtype),
+        "v": torch.randn(B, heads, T, V, dtype=dtype),
+        "g": decays({"decayed bonus": "channel"}.get(kind, kind), heads, T, dtype) if kind in DECAYED else None,
+        "state": torch.randn(B, heads, K, V, dtype=dtype) if carried else None,
+        "u": torch.randn(heads, K, dtype=dtype) if "bonus" in kind else None,
+        "gv": -3 * torch.rand(B, heads, T, V, dtype=dtype) if kind == "value" else None,
+    }
+    assert both(linear.linear_attention, linear.linear_attention_definition, inputs) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("kind", ["none", "scalar", "channel"])
+@pytest.mark.parametrize("T", LENGTHS)
+def test_gated_delta(T, kind, carried, dtype):
+    torch.manual_seed(0)
+    k = F.normalize(torch.randn(B, H, T, K, dtype=dtype), dim=-1)
+    inputs = {
+        "q": torch.randn(B, H, T, K, dtype=dtype),
+        "k": k,
+        "p": 2 * torch.rand(B, H, T, 1, dtype=dtype) * k,
+        "z": torch.randn(B, 2 * H, T, V, dtype=dtype),
+        "g": decays(kind, 2 * H, T, dtype),
+        "state": torch.randn(B, 2 * H, K, V, dtype=dtype) if carried else None,
+    }
+    assert both(delta.gated_delta, delta.gated_delta_definition, inputs) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("value", [0.0, -50.0, -1e4, -torch.inf])
+@pytest.mark.parametrize("width", [1, K])
+def test_extreme_decays(value, width):
+    """Sometimes extreme, sometimes mild: what follows an extreme step is as exact as what precedes it."""
+    torch.manual_seed(0)
+    T = 3 * C + 7
+    q, k, v = torch.randn(1, H, T, K), F.normalize(torch.randn(1, H, T, K), dim=-1), torch.randn(1, H, T, V)
+    g = -torch.rand(1, H, T, width)
+    g[:, :, ::5] = value
+    beta = torch.rand(1, H, T, 1)
+    for engine, definition, extra in (
+        (linear.linear_attention, linear.linear_attention_definition, (v,)),
+        (delta.gated_delta, delta.gated_delta_definition, (beta * k, beta * v)),
+    ):
+        inputs = [x.clone().requires_grad_() for x in (q, k, *extra, g)]
+        o, S = engine(*inputs)
+        expected, last = definition(*(x.double() for x in (q, k, *extra, g)))
+        assert error(o.double(), expected) < 1e-5 and error(S.double(), last) < 1e-5
+        (o.sum() + S.sum()).backward()
+        assert all(torch.isfinite(x.grad).all() for x in inputs)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("cosine", [0.8, 1.0, None])
+def test_keys_that_resemble_each_other(beta, cosine, monkeypatch):
+    """Random keys hide an inverse by powers; identical and correlated ones do not. None: keys of zeros."""
+    monkeypatch.setattr(delta, "CHUNK", 64)
+    torch.manual_seed(0)
+    T, width = 512, 16
+    k = torch.zeros(1, 1, T, width)
+    if cosine is not None:
+        shared, own = F.normalize(torch.randn(1, 1, 1, width), dim=-1), F.normalize(torch.randn_like(k), dim=-1)
+        own = F.normalize(own - (own * shared).sum(-1, keepdim=True) * shared, dim=-1)
+        k = cosine**0.5 * shared + (1 - cosine) ** 0.5 * own
+    q, v = 50 * F.normalize(torch.randn_like(k), dim=-1), torch.randn(1, 1, T, V)
+    inputs = {"q": q, "k": k, "p": beta * k, "z": beta * v}
+    assert both(delta.gated_delta, delta.gated_delta_definition, inputs) < 1e-4
+
+
+@pytest.mark.parametrize("cuts", [[40], [1] * 40, [16, 24], [17, 1, 22]], ids=str)
+def test_the_law(cuts):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(B, H, 40, K, dtype=torch.float64) for _ in range(3))
+    g = -torch.rand(B, H, 40, K, dtype=torch.float64)
+    beta = torch.rand(B, H, 40, 1, dtype=torch.float64)
+    k = F.normalize(k, dim=-1)
+    for call, streams in ((linear.linear_attention, (q, k, v, g)), (delta.delta_rule, (q, k, v, beta, g))):
+        whole, last = call(*streams)
+        state, pieces = None, []
+        for piece in zip(*(x.split(cuts, 2) for x in streams), strict=True):
+            o, state = call(*piece, state=state)
+            pieces.append(o)
+        torch.testing.assert_close(torch.cat(pieces, 2), whole, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(state, last, rtol=1e-10, atol=1e-10)
+
+
+def test_dtypes_shapes_and_refusals():
+    q, v, beta = (
+        torch.randn(B, H, 9, K).bfloat16(),
+        torch.randn(B, H, 9, V).bfloat16(),
+        torch.rand(B, H, 9, 1).bfloat16(),
+    )
+    for o, S in (linear.linear_attention(q, q, v), delta.delta_rule(q, q / 9, v, beta)):
+        assert o.dtype == torch.bfloat16 and S.dtype == torch.float32
+    o, S = linear.linear_attention(q[:0], q[:0], v[:0])
+    assert o.shape == (0, H, 9, V) and S.shape == (0, H, K, V)
+    with torch.device("meta"):
+        o, S = delta.delta_rule(q.to("meta"), q.to("meta"), v.to("meta"), beta.to("meta"))
+    assert o.shape == (B, H, 9, V) and S.shape == (B, H, K, V) and S.dtype == torch.float32
+    with pytest.raises(ValueError, match="v has 3 heads and k 2"):
+        linear.linear_attention(q, q, torch.randn(B, 3, 9, V))
+
+
+def test_gradcheck():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 5, 2, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    g = (-torch.rand(1, 1, 5, 2, dtype=torch.float64)).requires_grad_()
+    S = torch.randn(1, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(linear.linear_attention, (q, k, v, g, S))
+    assert torch.autograd.gradcheck(lambda q, k, z, g, S: delta.gated_delta(q, k, k * 0.5, z, g, S), (q, k, v, g, S))
