@@ -1,0 +1,116 @@
+"""Softmax attention over carried keys and values.
+
+    o_i = sum_j softmax_j(q_i . k_j / sqrt(D) + bias_j) v_j,  over the keys j that i may see
+
+Vaswani et al., 2017 (https://arxiv.org/abs/1706.03762, eq. 1); windows: Beltagy et al., 2020 (https://arxiv.org/abs/2004.05150);
+sinks: Xiao et al., 2023 (https://arxiv.org/abs/2309.17453), as one more logit in the denominator.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 512  # queries at a time where a matrix of what they see is needed
+
+
+def attention_definition(q, k, v, state=None, mask=None, causal=True, window=None, bias=None, sink=None, prefix=0):
+    """The whole matrix. Shapes as in `attention`."""
+    k, v = join(state, k, v)
+    groups = q.shape[1] // k.shape[1]
+    scores = q @ k.repeat_interleave(groups, 1).mT * q.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias.unsqueeze(-2)
+    seen = visible(0, q.shape[2], q.shape[2], k.shape[2], causal, window, prefix, q.device)
+    if mask is not None:
+        seen = seen & mask[:, None, None]
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if sink is not None:
+        scores = torch.cat([scores, sink[:, None, None].expand(*scores.shape[:3], 1)], -1)
+    weights = scores.softmax(-1).nan_to_num(0)[..., : k.shape[2]]  # a row that sees nothing reads nothing
+    return weights @ v.repeat_interleave(groups, 1), remember(k, v, window, prefix)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: tuple[Tensor, Tensor] | None = None,
+    mask: Tensor | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    bias: Tensor | None = None,
+    sink: Tensor | None = None,
+    prefix: int = 0,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """q (B, H, T, D), scaled here; k, v (B, H', T', D), H a multiple of H'; state: k and v of the past, put in front,
+    S keys in all. The queries are the last T positions. mask (B, S) bool, True on real keys, if not causal. window: a
+    query sees that many keys, its own included (|i - j| < window if not causal). bias (B, H, S): one number per key,
+    added to its logits. sink (H,): a logit in the denominator only. The first `prefix` keys are seen by all. Returns
+    o (B, H, T, D) and the k and v that later queries need. Full attention takes T S time; memory is linear.
+    """
+    if mask is not None and causal:
+        raise ValueError("attention takes a mask only with causal=False: a causal query never sees what comes after it")
+    k, v = join(state, k, v)
+    T, S = q.shape[2], k.shape[2]
+    after = remember(k, v, window, prefix)
+    grouped = k.shape[1] != q.shape[1]
+    plain = mask is None and bias is None and sink is None and not prefix and (window is None or window >= S)
+    if plain and (not causal or T == S or T == 1):
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=causal and T > 1, enable_gqa=grouped)
+        return o, after
+    out = []
+    for start in range(0, T, BLOCK):
+        stop = min(start + BLOCK, T)
+        first, last = 0, S
+        if causal:
+            last = max(S - T + stop, prefix)
+        if window is not None and not prefix:
+            first = max(0, S - T + start - window + 1)
+            last = last if causal else min(S, S - T + stop + window - 1)
+        seen = visible(start, stop, T, S, causal, window, prefix, q.device)[:, first:last]
+        if mask is not None:
+            seen = seen & mask[:, None, None, first:last]
+        part_bias = None if bias is None else bias[:, :, first:last]
+        out.append(
+            _block(q[:, :, start:stop], k[:, :, first:last], v[:, :, first:last], seen, part_bias, sink, grouped)
+        )
+    return torch.cat(out, 2) if out else torch.zeros_like(q[..., : v.shape[-1]]), after
+
+
+def _block(q, k, v, seen, bias, sink, grouped):
+    """A few queries against the keys that any of them sees. A row that sees nothing reads nothing."""
+    added = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, -torch.inf)
+    if bias is not None:
+        added = added + bias.unsqueeze(-2).to(q.dtype)
+    if sink is not None:  # a key of zeros with a value of zeros has just the sink as its logit
+        k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
+        shape = (q.shape[0], q.shape[1], q.shape[2])
+        column = sink.to(q.dtype)[:, None].expand(shape).unsqueeze(-1)
+        added = torch.cat([added.expand(*shape, added.shape[-1]), column], -1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=added, enable_gqa=grouped)
+    blind = ~seen.any(-1, keepdim=True)
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=added.masked_fill(blind, 0), enable_gqa=grouped)
+    return o.masked_fill(blind, 0)
+
+
+def join(state, k, v):
+    """The keys and values of the past in front of these."""
+    return (k, v) if state is None else (torch.cat([state[0], k], 2), torch.cat([state[1], v], 2))
+
+
+def remember(k, v, window, prefix):
+    """What later queries may see: all of it, or the prefix and the last window - 1."""
+    if window is None or k.shape[2] <= prefix + window - 1:
+        return k, v
+    start = k.shape[2] - (window - 1)
+    return tuple(torch.cat([x[:, :, :prefix], x[:, :, start:]], 2) if prefix else x[:, :, start:] for x in (k, v))
+
+
+def visible(start, stop, T, S, causal, window, prefix, device):
+    """(stop - start, S) bool: which of S keys the queries start ... stop - 1, of the last T positions, may see."""
+    i = torch.arange(S - T + start, S - T + stop, device=device).unsqueeze(1)
+    j = torch.arange(S, device=device)
+    seen = j <= i if causal else torch.ones(stop - start, S, dtype=torch.bool, device=device)
+    if window is not None:
+        seen = seen & (i - j < window) & (j - i < window)
+    return seen | (j < prefix)

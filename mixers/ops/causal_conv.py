@@ -1,0 +1,46 @@
+"""Causal convolution with filters of any length.
+
+    y_t = sum_l h_l x_{t-l}
+
+Short filters are summed directly; long ones go through the FFT (Gu et al., 2021, https://arxiv.org/abs/2111.00396,
+section 2.4).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixers.ops.decay import wide
+
+DIRECT = 16  # up to this many taps a direct sum is faster than two transforms
+
+
+def causal_conv_definition(x, h, state=None):
+    """The loop. Shapes as in `causal_conv`."""
+    taps = h.shape[1]
+    past = x.new_zeros(x.shape[0], taps - 1, x.shape[2]) if state is None else state
+    seen = torch.cat([past, x], 1)
+    y = [sum(h[:, l] * seen[:, t + taps - 1 - l] for l in range(taps)) for t in range(x.shape[1])]
+    return torch.stack(y, 1), seen[:, x.shape[1] :]
+
+
+def causal_conv(x: Tensor, h: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x (B, T, D); h (D, L), tap l weighs the input l steps ago; state (B, L - 1, D), the inputs before x, oldest
+    first. Returns y (B, T, D) in x's dtype and the last L - 1 inputs. L may exceed T. Time T log(T + L).
+    """
+    T, taps = x.shape[1], h.shape[1]
+    if taps <= DIRECT or state is not None or T <= DIRECT:
+        past = x.new_zeros(x.shape[0], taps - 1, x.shape[2]) if state is None else state
+        seen = torch.cat([past, x], 1)
+        last = seen[:, T:]
+    else:
+        seen = x  # nothing came before: zeros need no transform
+        last = F.pad(x, (0, 0, max(0, taps - 1 - T), 0))[:, -(taps - 1) :]
+    if taps <= DIRECT:
+        y = F.conv1d(seen.mT, h.to(x.dtype).flip(1).unsqueeze(1), groups=x.shape[2]).mT
+        return y, last
+    dtype = wide(x.dtype)
+    n = seen.shape[1] + taps - 1
+    spectrum = torch.fft.rfft(seen.to(dtype), n, dim=1) * torch.fft.rfft(h.to(dtype), n, dim=1).mT
+    y = torch.fft.irfft(spectrum, n, dim=1)[:, seen.shape[1] - T : seen.shape[1]]
+    return y.to(x.dtype), last
