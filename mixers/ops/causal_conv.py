@@ -40,7 +40,12 @@ def causal_conv(x: Tensor, h: Tensor, state: Tensor | None = None) -> tuple[Tens
         y = F.conv1d(seen.mT, h.to(x.dtype).flip(1).unsqueeze(1), groups=x.shape[2]).mT
         return y, last
     dtype = wide(x.dtype)
-    n = seen.shape[1] + taps - 1
+    n = smooth(seen.shape[1] + taps - 1)
     spectrum = torch.fft.rfft(seen.to(dtype), n, dim=1) * torch.fft.rfft(h.to(dtype), n, dim=1).mT
     y = torch.fft.irfft(spectrum, n, dim=1)[:, seen.shape[1] - T : seen.shape[1]]
     return y.to(x.dtype), last
+
+
+def smooth(n: int) -> int:
+    """The least length of at least n that is 1, 3, 5, 9 or 15 times a power of two: the FFT is slow at primes."""
+    return min(odd << max(0, (-(-n // odd) - 1).bit_length()) for odd in (1, 3, 5, 9, 15))
