@@ -5,7 +5,7 @@ import io
 from dataclasses import dataclass
 
 from compare import stats
-from compare.tables import Row, Table
+from compare.tables import Table, binary
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers and dashes tell the labels apart in print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D3B")
@@ -79,17 +79,17 @@ def _by_slice(table: Table, axis: str, labels: dict) -> Figure:
     data = []
 
     def plot(ax):
-        shift = {label: (i - (len(labels) - 1) / 2) * 0.06 for i, label in enumerate(labels)}
         for i, (label, at) in enumerate(labels.items()):
+            look, shift = _look(table, label), (i - (len(labels) - 1) / 2) * 0.06
             shown = [value for value in values if at.get(value)]
             means = [stats.mean(at[value]) for value in shown]
-            places = shown if numeric else [values.index(value) + shift[label] for value in shown]
-            ax.plot(places, means, label=label, **_look(i))
+            places = shown if numeric else [values.index(value) + shift for value in shown]
+            ax.plot(places, means, label=label, **look)
             for value, place, mean in zip(shown, places, means, strict=True):
                 low, high = stats.interval(at[value]) or (None, None)
                 data.append([label, value, mean, low, high, len(at[value])])
                 if low is not None:
-                    ax.plot([place, place], [low, high], color=_look(i)["color"], linewidth=1, alpha=0.6)
+                    ax.plot([place, place], [low, high], color=look["color"], linewidth=1, alpha=0.6)
         if numeric and values[0] > 0 and values[-1] >= 8 * values[0]:
             ax.set_xscale("log", base=2)
         ax.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])
@@ -102,30 +102,27 @@ def _by_slice(table: Table, axis: str, labels: dict) -> Figure:
 
 
 def _curves(table: Table) -> Figure | None:
-    curves = {row.label: [curve for run in row.runs if (curve := _curve(run))] for row in table.rows}
-    if not any(len(curve) > 1 for own in curves.values() for curve in own):
+    curves = {row.label: {run["seed"]: curve for run in row.runs if (curve := _curve(run))} for row in table.rows}
+    if not any(len(curve) > 1 for own in curves.values() for curve in own.values()):
         return None
     data = []
 
     def plot(ax):
-        for i, (label, own) in enumerate(curves.items()):
-            look = _look(i) | {"marker": ""}
-            at: dict[float, list[float]] = {}
-            for seed, step, value in ((run["seed"], *point) for run in _runs(table, label) for point in _curve(run)):
-                at.setdefault(step, []).append(value)
-                data.append([label, seed, step, value])
-            for curve in own:
+        for label, own in curves.items():
+            if not own:
+                continue
+            look, at = _look(table, label) | {"marker": ""}, {}
+            for seed, curve in own.items():
                 ax.plot(*zip(*curve, strict=True), color=look["color"], linewidth=0.6, alpha=0.4)
-            every = sorted(step for step, values in at.items() if len(values) == len(own))
-            ax.plot(every, [stats.mean(at[step]) for step in every], label=label, **look)
+                for step, value in curve:
+                    at.setdefault(step, []).append(value)
+                    data.append([label, seed, step, value])
+            shared = sorted(step for step, values in at.items() if len(values) == len(own))
+            ax.plot(shared, [stats.mean(at[step]) for step in shared], label=label, **look)
         _references(ax, table)
         ax.set(xlabel="step", ylabel=f"validation {table.metric}")
 
     return _figure(table, "learning curves", plot, ["mixer", "seed", "step", f"validation {table.metric}"], data)
-
-
-def _runs(table: Table, label: str) -> list[dict]:
-    return next(row.runs for row in table.rows if row.label == label)
 
 
 def _curve(run: dict) -> list[tuple[float, float]]:
@@ -135,28 +132,24 @@ def _curve(run: dict) -> list[tuple[float, float]]:
 
 
 def _against_state(table: Table) -> Figure | None:
-    placed: list[tuple[Row, float]] = [
-        (row, size) for row in table.rows if row.scores and (size := row.cost("state_bytes")) is not None
-    ]
+    placed = [(row, size) for row in table.rows if row.scores and (size := row.cost("state_bytes")) is not None]
     if not placed:
         return None
     data = []
 
     def plot(ax):
-        for i, row in enumerate(table.rows):
-            size = next((size for other, size in placed if other is row), None)
-            if size is None:
-                continue
+        for row, size in placed:
+            look = _look(table, row.label)
             low, high = row.interval or (None, None)
             data.append([row.label, size, row.mean, low, high, len(row.scores)])
-            ax.plot([size], [row.mean], label=row.label, **_look(i) | {"linestyle": ""})
+            ax.plot([size], [row.mean], label=row.label, **look | {"linestyle": ""})
             if low is not None:
-                ax.plot([size, size], [low, high], color=_look(i)["color"], linewidth=1, alpha=0.6)
+                ax.plot([size, size], [low, high], color=look["color"], linewidth=1, alpha=0.6)
         if any(size == 0 for _, size in placed):
             ax.set_xscale("symlog", base=2, linthresh=min((size for _, size in placed if size), default=1))
         else:
             ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(lambda value, _: _bytes(value))
+        ax.xaxis.set_major_formatter(lambda value, _: binary(value))
         ax.minorticks_off()
         _references(ax, table)
         ax.set(
@@ -168,14 +161,9 @@ def _against_state(table: Table) -> Figure | None:
     return _figure(table, title, plot, ["mixer", "state bytes", "mean", "low", "high", "seeds"], data)
 
 
-def _bytes(value: float) -> str:
-    from compare.tables import binary
-
-    return binary(value)
-
-
-def _look(i: int) -> dict:
-    n = len(COLOURS)
+def _look(table: Table, label: str) -> dict:
+    """A label looks the same in all figures of its table."""
+    i, n = [row.label for row in table.rows].index(label), len(COLOURS)
     return {"color": COLOURS[i % n], "marker": MARKERS[i % n], "linestyle": DASHES[i // n % len(DASHES)]}
 
 

@@ -10,7 +10,7 @@ from compare.tables import Column, Comparison, Row, Table, columns
 STYLE = """
 :root { color-scheme: light; --ink: #1d2127; --soft: #646b75; --line: #e3e6ea; --tint: #f7f8fa; --link: #0a58a8; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 76rem; color: var(--ink); background: #fff;
+body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 84rem; color: var(--ink); background: #fff;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.75rem; font-weight: 650; letter-spacing: -0.01em; margin: 0; }
 h2 { font-size: 1.3rem; font-weight: 650; margin: 0; }
@@ -22,8 +22,8 @@ section { margin-top: 3rem; padding-top: 1.5rem; border-top: 1px solid var(--lin
 .verdict { font-size: 1.08rem; margin: 0.6rem 0 1.2rem; max-width: 60rem; }
 .warning { border-left: 3px solid #d9a400; background: #fff9e6; padding: 0.6rem 0.9rem; font-size: 0.9rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.42rem 0.7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; width: 100%; font-size: 0.83rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.42rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; border-bottom-color: #b9bfc7; vertical-align: bottom; padding-top: 0; }
 th.left, td.left { text-align: left; }
 th:first-child, td:first-child { padding-left: 0; }
@@ -44,7 +44,7 @@ figure svg { display: block; width: 100%; height: auto; margin: 0.3rem 0; }
 details { margin-top: 1.2rem; font-size: 0.875rem; }
 summary { cursor: pointer; color: var(--soft); }
 pre { background: var(--tint); padding: 0.9rem; overflow-x: auto; font-size: 0.8rem; line-height: 1.45; }
-@media print { body { max-width: none; padding: 0; } details, .figures a { display: none; } section { break-before: auto; } }
+@media print { body { max-width: none; padding: 0; } details, figcaption { display: none; } }
 """
 
 # Rows sort by the number behind the text; a second click turns the order, and references stay at the end.
@@ -56,7 +56,8 @@ for (const button of document.querySelectorAll("th button")) button.addEventList
   th.setAttribute("aria-sort", down ? "descending" : "ascending");
   const key = row => row.cells[i].dataset.value ?? "";
   const rows = [...body.rows].sort((a, b) => {
-    const last = a.classList.contains("reference") - b.classList.contains("reference") || (key(a) === "") - (key(b) === "");
+    const reference = row => row.classList.contains("reference");
+    const last = reference(a) - reference(b) || (key(a) === "") - (key(b) === "");
     const x = key(a), y = key(b), numbers = x !== "" && y !== "" && !isNaN(x) && !isNaN(y);
     return last || (numbers ? x - y : x.localeCompare(y)) * (down ? -1 : 1);
   });
@@ -123,7 +124,7 @@ def _grid(table: Table) -> str:
     body = "".join(_row(row, shown) for row in table.rows)
     for name, value in table.references.items():
         cells = {"mixer": (name, name), "mean": (f"{value:.3f}", value), "outcome": ("reference", "reference")}
-        body += f'<tr class="reference">{"".join(_cell(c, *cells.get(c.head, ("", ""))) for c in shown)}</tr>'
+        body += f'<tr class="reference">{"".join(_cell(c, *cells.get(c.names[0], ("", ""))) for c in shown)}</tr>'
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

@@ -46,35 +46,42 @@ def report(records: list[dict], directory: Path, console: Console | None = None)
 
 
 def terminal(table: Table, console: Console) -> RenderableType:
-    """One grid where it fits the console, else the scores above the costs."""
-    shown = columns(table)
-    grids = [_grid(table, shown)]
-    if Measurement.get(console, console.options, grids[0]).maximum > console.width:
-        scores = [column for column in shown if not column.cost]
-        costs = [column for column in shown if column.cost]
-        grids = [_grid(table, part) for part in (scores, [shown[0], *costs] if costs else []) if part]
+    """The table in one grid, or in as many below each other as the width of the console asks for."""
+    first, *rest = columns(table)
+    parts: list[list[Column]] = [[first]]
+    roomy = _width(table, [first, *rest], console) <= console.width
+    for column in rest:
+        turn = column.cost and not parts[-1][-1].cost and parts[-1] != [first]
+        if not roomy and (turn or _width(table, [*parts[-1], column], console) > console.width and len(parts[-1]) > 1):
+            parts.append([first])
+        parts[-1].append(column)
     return Group(
         Text.assemble(("\n" + table.task, "bold"), (f"   {_direction(table)}", "dim")),
-        *grids,
+        *(_grid(table, part) for part in parts),
         Padding(Text(table.verdict), (0, 1)),
         *(Padding(Text(note, style="dim"), (0, 1)) for note in table.notes),
     )
 
 
+def _width(table: Table, shown: list[Column], console: Console) -> int:
+    return Measurement.get(console, console.options.update(width=10_000), _grid(table, shown)).maximum
+
+
 def _grid(table: Table, shown: list[Column]) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, padding=(0, 1))
-    for i, column in enumerate(shown):
-        left = i == 0 or column.head == "outcome" or column.names == ("scores",)
-        grid.add_column(column.head, justify="left" if left else "right", no_wrap=i == 0)
+    for column in shown:
+        left = column.names[0] in ("mixer", "scores", "outcome")
+        grid.add_column(Text(column.head), justify="left" if left else "right", overflow="fold")
     for row in table.rows:
         style = "" if row.scores else "yellow"
-        first, *rest = (column.cell(row).text for column in shown)
-        grid.add_row(Text(first, style="bold" if row.scores else "yellow"), *rest, style=style)
-    if any(column.names == ("mean",) for column in shown):
+        first, *rest = (Text(column.cell(row).text) for column in shown)
+        first.stylize("bold")
+        grid.add_row(first, *rest, style=style)
+    if any(column.names[0] == "mean" for column in shown):
         grid.add_section()
         for name, value in table.references.items():
-            cells = (f"{value:.3f}" if column.names == ("mean",) else "" for column in shown[1:])
-            grid.add_row(name, *cells, style="dim")
+            cells = (f"{value:.3f}" if column.names[0] == "mean" else "" for column in shown[1:])
+            grid.add_row(Text(name), *cells, style="dim")
     return grid
 
 
@@ -92,7 +99,7 @@ def markdown(comparison: Comparison) -> str:
         lines += [_line(column.cell(row).text for column in shown) for row in table.rows]
         for name, value in table.references.items():
             cells = {"mixer": name, "mean": f"{value:.3f}", "outcome": "reference"}
-            lines.append(_line(cells.get(column.head, "") for column in shown))
+            lines.append(_line(cells.get(column.names[0], "") for column in shown))
         lines += ["", f"**{table.verdict}**", "", *(f"- {note}" for note in table.notes), ""]
     return "\n".join(lines)
 

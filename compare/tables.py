@@ -198,7 +198,7 @@ def _table(task: str, runs: list[dict]) -> Table:
         length=max(lengths, default=None),
         protocol=runs[0]["protocol"],
         verdict=verdict(rows, higher),
-        notes=_notes(rows, references, higher, metric),
+        notes=_notes(rows, references, higher, metric, max(lengths, default=None)),
     )
 
 
@@ -252,7 +252,8 @@ def verdict(rows: list[Row], higher: bool) -> str:
         if leader.outcome != "finished":
             return f"No winner: {leader.label} leads, but {leader.outcome}."
         worst = max(adjusted[leader.label, b.label] for b in scored[1:])
-        return f"{leader.label} wins: better than every other (p {p_value(worst)} at most, Holm over all {len(pairs)} pairs)."
+        over = f", Holm over all {len(pairs)} pairs" if len(pairs) > 1 else ""
+        return f"{leader.label} wins: better than every other (p {p_value(worst)}{' at most' * bool(over)}{over})."
     rival = open_[0]
     gap = differences(leader, rival)
     pair = (
@@ -260,17 +261,17 @@ def verdict(rows: list[Row], higher: bool) -> str:
         if stats.mean(gap)
         else f"{leader.label} and {rival.label} are level"
     )
-    claim = (
-        f"No winner: {pair}, which {len(gap)} seeds do not resolve (p {p_value(adjusted[leader.label, rival.label])})"
-    )
+    claim = f"No winner: {pair}, which {len(gap)} seeds do not resolve (p {p_value(adjusted[leader.label, rival.label])}{', Holm' * (len(pairs) > 1)})"
     needed = stats.seeds_needed(gap, alpha=0.05 / len(pairs))
     if needed is None:
         return f"{claim}; their spread does not tell how many would."
     return f"{claim}; about {max(needed, len(gap) + 1):,} would, if gap and spread are as seen (80 % power)."
 
 
-def _notes(rows: list[Row], references: dict, higher: bool, metric: dict) -> list[str]:
+def _notes(rows: list[Row], references: dict, higher: bool, metric: dict, length: int | None) -> list[str]:
     notes = [HANDS_OFF]
+    if length:
+        notes.append(f"state and forward FLOPs at {length:,} tokens")
     if min((len(row.scores) for row in rows if row.scores), default=stats.MINIMUM) < stats.MINIMUM:
         notes.append(f"below {stats.MINIMUM} seeds there are no intervals and no tests")
     if any(row.difference and row.difference.sign_flip is not None for row in rows):
@@ -295,13 +296,17 @@ def _notes(rows: list[Row], references: dict, higher: bool, metric: dict) -> lis
     for row in rows:
         if row.scores and row.outcome != "finished":
             notes.append(f"{row.label}: {row.outcome}; its mean is over the rest only")
+        events: dict[str, list[int]] = {}
         for run in row.runs:
             if run["outcome"] != "finished":
-                notes.append(f"{name(run)}: {run['outcome']}: {run['reason'] or 'no reason was recorded'}")
+                reason = f"{run['outcome']}: {run['reason'] or 'no reason was recorded'}"
+                events.setdefault(f": {reason}", []).append(run["seed"])
             for part in run.get("slices") or []:
                 if part.get("reason"):
-                    notes.append(f"{name(run)} on {part['name']}: {part['reason']}")
-    return list(dict.fromkeys(notes))
+                    events.setdefault(f", {part['name']}: {part['reason']}", []).append(run["seed"])
+        for event, seeds in events.items():
+            notes.append(f"{row.label} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}{event}")
+    return notes
 
 
 def p_value(p: float) -> str:
@@ -324,50 +329,45 @@ class Column:
 
 def columns(table: Table) -> list[Column]:
     """The columns of a table that have something to show, the same in the terminal, in markdown, in CSV and in HTML."""
-    at = f" at {table.length}" if table.length else ""
     every = [
         Column("mixer", ("mixer",), lambda row: Cell(row.label, (row.label,))),
         Column(f"{table.metric} by seed", ("scores",), lambda row: _scores(row, table.seeds)),
-        Column("mean", ("mean",), lambda row: _number(row.mean, "{:.3f}")),
-        Column("95 %", ("mean low", "mean high"), lambda row: _interval(row.interval)),
+        Column(
+            "mean [95 %]", ("mean", "mean low", "mean high"), lambda row: _estimate(row.mean, row.interval, "{:.3f}")
+        ),
         Column("solved", ("solved", "solved low", "solved high"), _solved_cell),
         Column(
-            f"− {table.baseline}",
-            ("difference",),
-            lambda row: _number(row.difference and row.difference.mean, "{:+.3f}"),
-        ),
-        Column(
-            "95 % of −",
-            ("difference low", "difference high"),
-            lambda row: _interval(row.difference and row.difference.interval, "{:+.3f}"),
+            f"− {table.baseline} [95 %]",
+            ("difference", "difference low", "difference high"),
+            lambda row: _estimate(row.difference.mean, row.difference.interval, "{:+.3f}") if row.difference else _GAP,
         ),
         Column("p (Holm)", ("p",), lambda row: _p(row.p)),
         Column("exact p", ("exact p",), lambda row: _p(row.difference and row.difference.sign_flip)),
+        Column("outcome", ("outcome",), lambda row: Cell(row.outcome, (row.outcome,))),
         Column("parameters", ("parameters",), lambda row: _number(row.cost("parameters", "total"), si), True),
-        Column(f"state{at}", ("state bytes",), lambda row: _number(row.cost("state_bytes"), binary), True),
+        Column("state", ("state bytes",), lambda row: _number(row.cost("state_bytes"), binary), True),
+        Column("FLOPs/token", ("FLOPs/token",), lambda row: _number(row.cost("flops", "forward_per_token"), si), True),
         Column(
-            f"FLOPs/token{at}", ("FLOPs/token",), lambda row: _number(row.cost("flops", "forward_per_token"), si), True
-        ),
-        Column(
-            "tokens/s",
-            ("tokens/s",),
-            lambda row: _number(row.cost("speed", "tokens_per_second", pick=median), si),
-            True,
+            "tokens/s", ("tokens/s",), lambda row: _number(row.cost("speed", "tokens_per_second", median), si), True
         ),
         Column("peak memory", ("peak bytes",), lambda row: _number(row.cost("speed", "peak_bytes"), binary), True),
-        Column("outcome", ("outcome",), lambda row: Cell(row.outcome, (row.outcome,))),
     ]
     return [column for column in every if any(column.cell(row).text for row in table.rows)]
 
 
-def _number(value: float | None, form: str | Callable[[float], str]) -> Cell:
-    if value is None:
-        return Cell()
-    return Cell(form.format(value) if isinstance(form, str) else form(value), (value,))
+_GAP = Cell("", (None, None, None))
 
 
-def _interval(ends: tuple[float, float] | None, form: str = "{:.3f}") -> Cell:
-    return Cell(f"[{form.format(ends[0])}, {form.format(ends[1])}]", ends) if ends else Cell("", (None, None))
+def _number(value: float | None, form: Callable[[float], str]) -> Cell:
+    return Cell() if value is None else Cell(form(value), (value,))
+
+
+def _estimate(mean: float | None, ends: tuple[float, float] | None, form: str) -> Cell:
+    if mean is None:
+        return _GAP
+    if ends is None:
+        return Cell(form.format(mean), (mean, None, None))
+    return Cell(f"{form.format(mean)} [{form.format(ends[0])}, {form.format(ends[1])}]", (mean, *ends))
 
 
 def _p(p: float | None) -> Cell:
@@ -377,7 +377,7 @@ def _p(p: float | None) -> Cell:
 def _scores(row: Row, seeds: list[int]) -> Cell:
     if not row.scores:
         reason = next((run["reason"] for run in row.runs if run["reason"]), "no reason was recorded")
-        text = f"{row.runs[0]['outcome']}: {_short(reason.split(':')[0])}"
+        text = f"{row.runs[0]['outcome']}: {_short(reason.split(':')[0], 22)}"
         return Cell(text, (text,))
     shown = [seed for seed in seeds if seed in {run["seed"] for run in row.runs}]
     text = " ".join(f"{row.scores[seed]:.3f}" if seed in row.scores else "–" for seed in shown)
@@ -386,7 +386,7 @@ def _scores(row: Row, seeds: list[int]) -> Cell:
 
 def _solved_cell(row: Row) -> Cell:
     if row.solved is None:
-        return Cell("", (None, None, None))
+        return _GAP
     count, low, high = row.solved
     return Cell(f"{count}/{len(row.scores)} [{low:.0%}, {high:.0%}]", (count, low, high))
 
