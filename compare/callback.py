@@ -52,7 +52,7 @@ def compare_sweep(config: DictConfig, sweep: str) -> int:
 
 
 def log_comparison(config: DictConfig, records: list[dict], directory: Path, sweep: str) -> None:
-    """One W&B run, beside those of the sweep, with the report and its rows; offline unless the logger says otherwise."""
+    """One W&B run, beside those of the sweep, with the report and its rows; offline unless the logger says online."""
     import csv
 
     import wandb

@@ -26,6 +26,7 @@ table { border-collapse: collapse; width: 100%; font-size: 0.83rem; font-variant
 th, td { padding: 0.42rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; border-bottom-color: #b9bfc7; vertical-align: bottom; padding-top: 0; }
 th.left, td.left { text-align: left; }
+td.scores { white-space: normal; min-width: 10rem; max-width: 13rem; }
 th:first-child, td:first-child { padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 td:first-child { font-weight: 600; }
@@ -142,7 +143,9 @@ def _cell(column: Column, text: str, value) -> str:
 
 
 def _left(column: Column) -> str:
-    return ' class="left"' if column.names[0] in ("mixer", "scores", "outcome") else ""
+    return {"mixer": ' class="left"', "scores": ' class="left scores"', "outcome": ' class="left"'}.get(
+        column.names[0], ""
+    )
 
 
 def _figure(table: Table, figure) -> str:

@@ -256,12 +256,11 @@ def verdict(rows: list[Row], higher: bool) -> str:
         return f"{leader.label} wins: better than every other (p {p_value(worst)}{' at most' * bool(over)}{over})."
     rival = open_[0]
     gap = differences(leader, rival)
-    pair = (
-        f"{leader.label} leads {rival.label} by {abs(stats.mean(gap)):.3f}"
-        if stats.mean(gap)
-        else f"{leader.label} and {rival.label} are level"
-    )
-    claim = f"No winner: {pair}, which {len(gap)} seeds do not resolve (p {p_value(adjusted[leader.label, rival.label])}{', Holm' * (len(pairs) > 1)})"
+    pair = f"{leader.label} and {rival.label} are level"
+    if stats.mean(gap):
+        pair = f"{leader.label} leads {rival.label} by {abs(stats.mean(gap)):.3f}"
+    p = p_value(adjusted[leader.label, rival.label]) + ", Holm" * (len(pairs) > 1)
+    claim = f"No winner: {pair}, which {len(gap)} seeds do not resolve (p {p})"
     needed = stats.seeds_needed(gap, alpha=0.05 / len(pairs))
     if needed is None:
         return f"{claim}; their spread does not tell how many would."

@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 
 def record(label, seed, score=0.5, task="recall", **changes):
     noise = random.Random(f"{label}{seed}")
@@ -76,3 +78,18 @@ def sweep(n_seeds=3, task="recall"):
         for seed in range(n_seeds)
     ]
     return runs
+
+
+@pytest.fixture(name="record")
+def record_fixture():
+    return record
+
+
+@pytest.fixture(name="stopped")
+def stopped_fixture():
+    return stopped
+
+
+@pytest.fixture(name="sweep")
+def sweep_fixture():
+    return sweep
