@@ -196,7 +196,7 @@ def _table(task: str, runs: list[dict]) -> Table:
         references=references,
         baseline=baseline,
         length=max(lengths, default=None),
-        protocol=runs[0]["protocol"],
+        protocol=next((run["protocol"] for run in runs if run["protocol"]), {}),
         verdict=verdict(rows, higher),
         notes=_notes(rows, references, higher, metric, max(lengths, default=None)),
     )

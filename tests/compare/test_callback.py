@@ -6,14 +6,15 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
-from compare import results
+from compare import callback, results
 
 APP = """
 import json, os
 from pathlib import Path
 import hydra
-from compare import results
+from compare import callback, results
 
 @hydra.main(version_base="1.3", config_path=None, config_name="app")
 def main(cfg):
@@ -91,7 +92,7 @@ def test_a_refusal_is_a_sentence_and_1(multirun, tmp_path):
 
 
 def test_the_comparison_is_one_finished_wandb_run(multirun, tmp_path):
-    done = multirun("label=a,b", f"+logger={{project:test,save_dir:{tmp_path}/runs,offline:true}}".replace("+", "", 1))
+    done = multirun("label=a,b", f"logger={{project:test,save_dir:{tmp_path}/runs,offline:true}}")
     assert done.returncode == 0, done.stderr
     (log,) = (tmp_path / "runs" / "wandb").glob("offline-run-*-comparison-*/*.wandb")
     assert log.read_bytes()[:4] == b":W&B"
@@ -101,3 +102,20 @@ def test_the_comparison_is_one_finished_wandb_run(multirun, tmp_path):
     assert [row[1] for row in shown["data"]] == ["a", "b", "chance", "majority"]
     assert list((tmp_path / "runs" / "wandb").rglob("*.html"))
     assert "wandb" not in done.stdout.lower()
+
+
+def test_a_wandb_run_that_fails_is_finished_too(tmp_path, record, monkeypatch):
+    import wandb
+
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    (tmp_path / "comparison.csv").write_text("task,mixer\nrecall,a\n")  # and no page beside it
+    config = OmegaConf.create({"runs": str(tmp_path), "logger": {"project": "test", "offline": True}})
+
+    def broken(path):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(wandb, "Html", broken)
+    with pytest.raises(RuntimeError, match="planted"):
+        callback.log_comparison(config, [record("a", 0)], tmp_path, "s1")
+    assert wandb.run is None
