@@ -10,7 +10,7 @@ from compare.tables import Column, Comparison, Row, Table, columns
 STYLE = """
 :root { color-scheme: light; --ink: #1d2127; --soft: #646b75; --line: #e3e6ea; --tint: #f7f8fa; --link: #0a58a8; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 84rem; color: var(--ink); background: #fff;
+body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 86rem; color: var(--ink); background: #fff;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.75rem; font-weight: 650; letter-spacing: -0.01em; margin: 0; }
 h2 { font-size: 1.3rem; font-weight: 650; margin: 0; }
@@ -23,7 +23,7 @@ section { margin-top: 3rem; padding-top: 1.5rem; border-top: 1px solid var(--lin
 .warning { border-left: 3px solid #d9a400; background: #fff9e6; padding: 0.6rem 0.9rem; font-size: 0.9rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 0.83rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.42rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: 0.42rem 0.5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; border-bottom-color: #b9bfc7; vertical-align: bottom; padding-top: 0; }
 th.left, td.left { text-align: left; }
 td.scores { white-space: normal; min-width: 10rem; max-width: 13rem; }

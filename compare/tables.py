@@ -270,7 +270,7 @@ def verdict(rows: list[Row], higher: bool) -> str:
 def _notes(rows: list[Row], references: dict, higher: bool, metric: dict, length: int | None) -> list[str]:
     notes = [HANDS_OFF]
     if length:
-        notes.append(f"state and forward FLOPs at {length:,} tokens")
+        notes.append(f"state and forward FLOPs at {length:,} tokens; peak: live memory of one training step")
     if min((len(row.scores) for row in rows if row.scores), default=stats.MINIMUM) < stats.MINIMUM:
         notes.append(f"below {stats.MINIMUM} seeds there are no intervals and no tests")
     if any(row.difference and row.difference.sign_flip is not None for row in rows):
@@ -343,13 +343,13 @@ def columns(table: Table) -> list[Column]:
         Column("p (Holm)", ("p",), lambda row: _p(row.p)),
         Column("exact p", ("exact p",), lambda row: _p(row.difference and row.difference.sign_flip)),
         Column("outcome", ("outcome",), lambda row: Cell(row.outcome, (row.outcome,))),
-        Column("parameters", ("parameters",), lambda row: _number(row.cost("parameters", "total"), si), True),
+        Column("params", ("parameters",), lambda row: _number(row.cost("parameters", "total"), si), True),
         Column("state", ("state bytes",), lambda row: _number(row.cost("state_bytes"), binary), True),
         Column("FLOPs/token", ("FLOPs/token",), lambda row: _number(row.cost("flops", "forward_per_token"), si), True),
         Column(
             "tokens/s", ("tokens/s",), lambda row: _number(row.cost("speed", "tokens_per_second", median), si), True
         ),
-        Column("peak memory", ("peak bytes",), lambda row: _number(row.cost("speed", "peak_bytes"), binary), True),
+        Column("peak", ("peak bytes",), lambda row: _number(row.cost("speed", "peak_bytes"), binary), True),
     ]
     return [column for column in every if any(column.cell(row).text for row in table.rows)]
 
