@@ -39,9 +39,9 @@ def tensors(state: State | list | dict) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def state_bytes(make_model: Callable[[], nn.Module], length: int, batch: int = 1) -> int:
-    """The bytes of the state after `length` tokens, summed over the layers."""
+    """The bytes of the state after `length` tokens, summed over the layers; a pair's two sequences count both."""
     model = _on_meta(make_model)
-    _, states = model(_tokens(length, batch))
+    _, states = model(_tokens(model, length, batch))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors(states))
 
 
@@ -51,14 +51,15 @@ def flops(make_model: Callable[[], nn.Module], length: int) -> dict[str, float |
 
     Counted are matrix products, convolutions, FFTs, triangular solves, exp and cumsum; other elementwise work is not.
     Training is three forwards by convention. Decoding is the last of the `length` tokens, given the state before it; it
-    is None for a model that looks ahead.
+    is None for a model that looks ahead and for pairs.
     """
     model = _on_meta(make_model)
-    forward = _count(lambda: model(_tokens(length))) / length
+    tokens = _tokens(model, length)
+    forward = _count(lambda: model(tokens)) / tokens.numel()
     decode = None
-    if all(module.causal for module in model.modules() if isinstance(module, Mixer)):
-        states = model(_tokens(length - 1))[1] if length > 1 else None
-        decode = float(_count(lambda: model(_tokens(1), states)))
+    if tokens.ndim == 2 and all(module.causal for module in model.modules() if isinstance(module, Mixer)):
+        states = model(tokens[:, 1:])[1] if length > 1 else None
+        decode = float(_count(lambda: model(tokens[:, :1], states)))
     return {
         "at": length,
         "forward_per_token": forward,
@@ -72,8 +73,10 @@ def _on_meta(make_model: Callable[[], nn.Module]) -> nn.Module:
         return make_model().eval()
 
 
-def _tokens(length: int, batch: int = 1) -> Tensor:
-    return torch.zeros(batch, length, dtype=torch.int64, device="meta")
+def _tokens(model: nn.Module, length: int, batch: int = 1) -> Tensor:
+    """(B, T), or (B, 2, T) for a model of pairs, which says so by `pool`."""
+    shape = (batch, 2, length) if getattr(model, "pool", None) == "pair" else (batch, length)
+    return torch.zeros(shape, dtype=torch.int64, device="meta")
 
 
 def _count(call: Callable[[], object]) -> int:

@@ -4,7 +4,9 @@ A record is plain JSON: strings, finite numbers, booleans, lists, dicts and null
 that are not finite become null. Importing this module needs the standard library only.
 """
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -115,6 +117,15 @@ def read_all(root: Path, sweep: str | None = None) -> list[dict]:
     return records
 
 
+def write_csv(path: Path, rows: list[dict]) -> Path:
+    """Write rows as CSV, all of it or nothing; the columns are all the rows' keys in the order of appearance."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return replace(Path(path), text.getvalue())
+
+
 def config_hash(config: dict) -> str:
     """16 hex digits that depend on the keys and values of the config, not on their order."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
@@ -122,8 +133,17 @@ def config_hash(config: dict) -> str:
 
 def differing_keys(a: dict, b: dict) -> list[str]:
     """The dotted keys, sorted, at which two configs differ or that only one of them has."""
-    a, b, missing = _flat(a), _flat(b), object()
+    a, b, missing = flat(a), flat(b), object()
     return sorted(key for key in a.keys() | b.keys() if a.get(key, missing) != b.get(key, missing))
+
+
+def flat(config: dict, prefix: str = "") -> dict:
+    """Nested dicts as one dict of dotted keys."""
+    leaves = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        leaves |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return leaves
 
 
 def environment() -> dict:
@@ -179,11 +199,3 @@ def _plain(value, key: str):
     if value is None or isinstance(value, str | int):
         return value
     raise TypeError(f"{key} is a {type(value).__name__}, which is not plain JSON")
-
-
-def _flat(config: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
-    return flat

@@ -113,6 +113,20 @@ def test_looking_ahead_is_not_decoded():
     assert budget.flops(lambda: Carry(Backwards), 8)["decode_per_token"] is None
 
 
+class Pairs(Carry):
+    pool = "pair"
+
+    def forward(self, tokens, states=None):
+        return super().forward(tokens.flatten(0, 1), states)
+
+
+def test_pairs_are_two_sequences():
+    one, two = budget.flops(lambda: Carry(Sum), 8), budget.flops(lambda: Pairs(Sum), 8)
+    assert two["forward_per_token"] == one["forward_per_token"]
+    assert two["decode_per_token"] is None
+    assert budget.state_bytes(lambda: Pairs(Sum), 8) == 2 * budget.state_bytes(lambda: Carry(Sum), 8)
+
+
 def count(call):
     return budget._count(call)
 

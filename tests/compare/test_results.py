@@ -106,6 +106,12 @@ def test_a_mention_of_the_sweep_elsewhere_in_a_record_is_not_membership(tmp_path
     assert results.read_all(tmp_path, "s1") == []
 
 
+def test_csv_has_every_key(tmp_path):
+    path = results.write_csv(tmp_path / "metrics.csv", [{"step": 1, "loss": 0.5}, {"step": 2, "score": 0.1}])
+    assert path.read_text() == "step,loss,score\n1,0.5,\n2,,0.1\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
+
+
 def test_the_hash_follows_values_not_order():
     a = {"a": 1, "b": {"c": 2, "d": [1, 2]}}
     assert results.config_hash(a) == results.config_hash({"b": {"d": [1, 2], "c": 2}, "a": 1})

@@ -1,0 +1,87 @@
+"""Hydra's hooks around a multirun: a sweep id at its start, the comparison at its end."""
+
+import logging
+import os
+import secrets
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from compare import results
+
+log = logging.getLogger(__name__)
+SWEEP = "SEQMIX_SWEEP"  # in the environment, so that launchers hand it to the processes they start
+
+
+class CompareCallback(Callback):
+    """Compares the runs of one sweep, and only those, and ends with exit code 1 if any of them did not finish."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
+        os.environ[SWEEP] = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+    def on_multirun_end(self, config: DictConfig, **kwargs) -> None:
+        # Hydra makes a warning of a callback's exception and ignores its result: only an exit says that all is not well
+        try:
+            code = compare_sweep(config, os.environ.pop(SWEEP))
+        except Exception as error:
+            if not isinstance(error, ValueError):
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr)
+            code = 1
+        if code:
+            sys.exit(code)
+
+
+def compare_sweep(config: DictConfig, sweep: str) -> int:
+    """Reports on the sweep's records and returns the exit code; ValueError where they cannot be compared."""
+    records = results.read_all(Path(config.runs), sweep)
+    if not records:
+        raise ValueError(f"no run of sweep {sweep} left a record below {config.runs}")
+    from compare.report import report
+
+    directory = Path(config.runs) / "comparisons" / sweep
+    report(records, directory)
+    print(f"\ncomparison: {directory / 'report.html'}")
+    if OmegaConf.select(config, "logger.project"):
+        log_comparison(config, records, directory, sweep)
+    return int(any(record["outcome"] != "finished" for record in records))
+
+
+def log_comparison(config: DictConfig, records: list[dict], directory: Path, sweep: str) -> None:
+    """One W&B run, beside those of the sweep, with the report and its rows; offline unless the logger says online."""
+    import csv
+
+    import wandb
+
+    with (directory / "comparison.csv").open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    tasks = sorted({record["task"] for record in records})
+    place = Path(OmegaConf.select(config, "logger.save_dir") or config.runs)
+    place.mkdir(parents=True, exist_ok=True)
+    run = wandb.init(
+        project=config.logger.project,
+        name=f"comparison-{sweep}",
+        id=f"comparison-{sweep}",
+        group=tasks[0] if len(tasks) == 1 else "comparison",
+        job_type="compare",
+        tags=[sweep, *tasks],
+        dir=str(place),
+        mode="offline" if OmegaConf.select(config, "logger.offline", default=True) else "online",
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+    )
+    try:
+        table = wandb.Table(columns=head, data=[[_number(cell) for cell in row] for row in rows])
+        run.log({"comparison": table, "report": wandb.Html(str(directory / "report.html"))})
+    finally:
+        run.finish()
+
+
+def _number(cell: str) -> float | str | None:
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return cell

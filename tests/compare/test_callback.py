@@ -1,0 +1,121 @@
+"""A multirun from its sweep id to its exit code, through Hydra itself."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from compare import callback, results
+
+APP = """
+import json, os
+from pathlib import Path
+import hydra
+from compare import callback, results
+
+@hydra.main(version_base="1.3", config_path=None, config_name="app")
+def main(cfg):
+    record = json.loads(Path(cfg.record).read_text()) | {
+        "label": cfg.label, "mixer": cfg.label, "seed": cfg.seed, "sweep": os.environ["SEQMIX_SWEEP"],
+    }
+    if cfg.label == "bad":
+        record |= {"outcome": "diverged", "reason": "nan"}
+    if cfg.label == "other":
+        record["engine"] = "other"
+    results.write(Path(cfg.runs) / cfg.label / str(cfg.seed), record)
+
+main()
+"""
+
+
+@pytest.fixture
+def multirun(tmp_path, record):
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "record.json").write_text(json.dumps(record("x", 0)))
+    config = {
+        "runs": str(tmp_path / "runs"),
+        "record": str(tmp_path / "record.json"),
+        "label": "a",
+        "seed": 0,
+        "logger": None,
+        "hydra": {
+            "sweep": {"dir": str(tmp_path / "hydra")},
+            "callbacks": {"compare": {"_target_": "compare.callback.CompareCallback"}},
+        },
+    }
+    (tmp_path / "app.yaml").write_text(json.dumps(config))
+    places = {f"WANDB_{name}_DIR": str(tmp_path / "wandb" / name) for name in ("DATA", "CACHE", "CONFIG")}
+
+    def call(*overrides):
+        return subprocess.run(
+            [sys.executable, str(tmp_path / "app.py"), "-cd", str(tmp_path), "-m", *overrides],
+            cwd=tmp_path,
+            env=os.environ | places | {"PYTHONPATH": str(results.ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+
+    return call
+
+
+def test_a_sweep_ends_with_its_report(multirun, tmp_path, record):
+    results.write(tmp_path / "runs" / "earlier" / "0", record("earlier", 0, sweep="before"))
+    done = multirun("label=softmax,gla", "seed=0,1,2")
+    assert done.returncode == 0, done.stderr
+    (page,) = (tmp_path / "runs" / "comparisons").rglob("report.html")
+    records = results.read_all(tmp_path / "runs", page.parent.name)
+    assert len(records) == 6
+    assert str(page) in done.stdout
+    assert "earlier" not in page.read_text()
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_an_outcome_other_than_finished_ends_with_1_after_the_report(multirun, tmp_path):
+    done = multirun("label=a,bad")
+    assert done.returncode == 1
+    (page,) = (tmp_path / "runs" / "comparisons").rglob("report.html")
+    assert "diverged" in page.read_text()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_refusal_is_a_sentence_and_1(multirun, tmp_path):
+    done = multirun("label=a,other")
+    assert done.returncode == 1
+    assert (
+        "error: the runs of task recall cannot be compared: engine is torch in a seed 0, other in other seed 0"
+        in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_the_comparison_is_one_finished_wandb_run(multirun, tmp_path):
+    done = multirun("label=a,b", f"logger={{project:test,save_dir:{tmp_path}/runs,offline:true}}")
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "runs" / "wandb").glob("offline-run-*-comparison-*/*.wandb")
+    assert log.read_bytes()[:4] == b":W&B"
+    (table,) = (tmp_path / "runs" / "wandb").rglob("*.table.json")
+    shown = json.loads(table.read_text())
+    assert shown["columns"][:2] == ["task", "mixer"]
+    assert [row[1] for row in shown["data"]] == ["a", "b", "chance", "majority"]
+    assert list((tmp_path / "runs" / "wandb").rglob("*.html"))
+    assert "wandb" not in done.stdout.lower()
+
+
+def test_a_wandb_run_that_fails_is_finished_too(tmp_path, record, monkeypatch):
+    import wandb
+
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    (tmp_path / "comparison.csv").write_text("task,mixer\nrecall,a\n")  # and no page beside it
+    config = OmegaConf.create({"runs": str(tmp_path), "logger": {"project": "test", "offline": True}})
+
+    def broken(path):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(wandb, "Html", broken)
+    with pytest.raises(RuntimeError, match="planted"):
+        callback.log_comparison(config, [record("a", 0)], tmp_path, "s1")
+    assert wandb.run is None

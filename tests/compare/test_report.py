@@ -1,0 +1,284 @@
+"""What may be compared, what is said, and the files that say it."""
+
+import base64
+import csv
+import html
+import importlib.util
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from compare import results, tables
+from compare.report import compare, report
+
+
+def table(records):
+    (only,) = compare(records).tables
+    return only
+
+
+def runs(record, **labels):
+    return [record(label, seed, score) for label, scores in labels.items() for seed, score in enumerate(scores)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": {"train": "11", "validation": "22", "test": "44"}}, "data.test is 33 in softmax seed 0.*44 in gla"),
+        (
+            {"protocol": {"trainer": {"max_steps": 9}, "threads": 1}},
+            "protocol.trainer.max_steps is 1000.*9 in gla seed 0",
+        ),
+        (
+            {"protocol": {"trainer": {"max_steps": 1000}}},
+            "protocol.threads is 1 in softmax seed 0, absent in gla seed 0",
+        ),
+        ({"engine": "fla"}, "engine is torch in softmax seed 0, fla in gla seed 0"),
+        ({"metric": {"name": "loss", "higher_is_better": False}}, "metric.name is accuracy"),
+    ],
+)
+def test_unequal_runs_are_refused_by_field(record, change, words):
+    with pytest.raises(ValueError, match=words):
+        compare([record("softmax", 0), record("gla", 0, **change)])
+    compare([record("softmax", 0), record("gla", 0, task="copying", **change)])  # another task is another matter
+
+
+def test_a_seed_that_comes_twice_is_refused(record):
+    twice = [record("softmax", 0, path="a/result.json"), record("softmax", 0, path="b/result.json")]
+    with pytest.raises(ValueError, match="softmax seed 0 comes twice, in a/result.json and b/result.json"):
+        compare(twice)
+
+
+def test_nothing_is_refused():
+    with pytest.raises(ValueError, match="no records"):
+        compare([])
+
+
+def test_differing_code_is_a_warning(record):
+    assert compare([record("softmax", 0), record("gla", 0)]).warnings == []
+    (warning,) = compare([record("softmax", 0), record("gla", 0, code="def")]).warnings
+    assert "code version (abc in softmax seed 0; def in gla seed 0)" in warning
+
+
+def test_a_run_that_never_had_data_does_not_differ(record, stopped):
+    got = table([record("softmax", 0), stopped("fnet", 0, "impossible", "looks ahead: it does")])
+    assert [row.outcome for row in got.rows] == ["finished", "impossible"]
+    cells = [column.cell(got.rows[1]).text for column in tables.columns(got)]
+    assert "impossible: looks ahead" in cells
+    assert "fnet seed 0: impossible: looks ahead: it does" in got.notes
+
+
+def test_differences_pair_equal_seeds(record):
+    records = runs(record, gla=[0.5, 0.6, 0.8], softmax=[0.4, 0.5, 0.5]) + [record("gla", 7, 0.0)]
+    got = table(records)
+    assert got.baseline == got.rows[0].label == "softmax"
+    paired = got.rows[1].difference
+    assert (paired.n, paired.mean) == (3, pytest.approx(0.5 / 3))
+
+
+def test_holm_is_over_the_labels(record):
+    noise = [0.0, 0.01, -0.01, 0.02]
+    labels = {"softmax": [0.5] * 4, "a": [0.6 + n for n in noise], "b": [0.52 + n for n in noise]}
+    got = table(runs(record, **labels))
+    a, b = got.rows[1:]
+    assert a.p == pytest.approx(2 * a.difference.p)
+    assert b.p == pytest.approx(b.difference.p)
+
+
+def test_the_baseline_is_softmax_or_the_first_that_scored(record, stopped):
+    assert table([record("b", 0), record("a", 0)]).baseline == "b"
+    assert table([stopped("softmax", 0, "diverged", "nan"), record("a", 0)]).baseline == "a"
+    assert table([stopped("softmax", 0, "diverged", "nan")]).baseline is None
+
+
+NOISE = [0.0, 0.004, -0.004, 0.002]
+
+
+def test_a_winner_is_named_only_where_the_test_says_so(record):
+    clear = runs(record, softmax=[0.5 + n for n in NOISE], gla=[0.9 - n for n in NOISE])
+    assert table(clear).verdict.startswith("gla wins: better than every other (p < 0.001)")
+    third = clear + [record("delta", seed, score) for seed, score in enumerate([0.89, 0.91, 0.88, 0.9])]
+    assert re.search(
+        r"No winner: gla leads delta by 0\.0\d\d, which 4 seeds do not resolve .* about \d+", table(third).verdict
+    )
+
+
+def test_a_lower_loss_wins(record):
+    metric = {"name": "loss", "higher_is_better": False}
+    clear = runs(record, softmax=[0.5 + n for n in NOISE], gla=[0.9 - n for n in NOISE])
+    assert table([run | {"metric": metric} for run in clear]).verdict.startswith("softmax wins")
+
+
+def test_two_seeds_name_no_winner(record):
+    got = table(runs(record, softmax=[0.1, 0.1], gla=[0.9, 0.9]))
+    assert got.verdict == "No winner: gla and softmax share 2 seeds, and below 3 nothing is inferred."
+    assert got.rows[1].p is None
+    assert not any("p (Holm)" in column.head for column in tables.columns(got))
+
+
+def test_a_perfect_record_without_spread_is_not_proof(record):
+    assert table(runs(record, softmax=[0.0] * 3, gla=[1.0] * 3)).verdict.startswith(
+        "No winner: gla leads softmax by 1.000"
+    )
+    assert "are level" in table(runs(record, softmax=[1.0] * 3, gla=[1.0] * 3)).verdict
+
+
+def test_a_leader_with_a_lost_run_does_not_win(record, stopped):
+    clear = runs(record, softmax=[0.5 + n for n in NOISE], gla=[0.9 - n for n in NOISE])
+    got = table([*clear, stopped("gla", 9, "diverged", "nan")])
+    assert got.verdict == "No winner: gla leads, but 1 of 5 diverged."
+    assert "gla: 1 of 5 diverged; its mean is over the rest only" in got.notes
+
+
+def test_what_learns_nothing_is_said(record):
+    got = table(runs(record, softmax=[0.9], gla=[0.15]))
+    assert "no better than majority (0.200), which learns nothing: gla" in got.notes
+
+
+def test_a_slice_that_did_not_run_is_said(record):
+    run = record("gla", 0)
+    run["slices"][1] |= {"reason": "not run: too long", "score": None}
+    assert "gla seed 0, 8 pairs: not run: too long" in table([run]).notes
+
+
+def test_solved_is_a_count_with_an_interval(record):
+    assert table(runs(record, softmax=[0.95, 0.85, 0.9])).rows[0].solved == (
+        2,
+        pytest.approx(0.0943, abs=1e-4),
+        pytest.approx(0.9916, abs=1e-4),
+    )
+
+
+def test_the_same_columns_everywhere(sweep, tmp_path):
+    console = Console(width=300, record=True, file=open("/dev/null", "w"))
+    with console.file:
+        report(sweep(), tmp_path, console)
+    terminal = console.export_text()
+    markdown = (tmp_path / "comparison.md").read_text()
+    page = html.unescape((tmp_path / "report.html").read_text())
+    with (tmp_path / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for column in tables.columns(table(sweep())):
+        assert column.head in terminal and column.head in markdown and column.head in page
+        assert set(column.names) <= rows[0].keys()
+    assert [row["mixer"] for row in rows][-2:] == ["chance", "majority"]
+    softmax = next(row for row in rows if row["mixer"] == "softmax")
+    assert float(softmax["mean"]) == pytest.approx(sum(float(s.split("=")[1]) for s in softmax["scores"].split()) / 3)
+    for text in (terminal, markdown, page):
+        assert "impossible: looks ahead" in text
+        assert "chance" in text and "0.125" in text
+        assert tables.HANDS_OFF in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_narrow_terminal_cuts_nothing_off(sweep, tmp_path, width):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))
+    with console.file:
+        report(sweep(), tmp_path, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    for column in tables.columns(table(sweep())):
+        assert column.head in text
+
+
+def test_brackets_in_a_label_are_not_markup(record, tmp_path):
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    with console.file:
+        report([record("gla,pattern=[red]", 0), record("<b>|x", 0)], tmp_path, console)
+    assert "gla,pattern=[red]" in console.export_text()
+    assert "<b>" not in (tmp_path / "report.html").read_text()
+    assert "<b>\\|x" in (tmp_path / "comparison.md").read_text()
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.links, self.open, self.svgs = [], [], 0
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.links += [values[key] for key in ("href", "src", "xlink:href") if key in values]
+        self.svgs += tag == "svg"
+        assert tag not in ("link", "iframe", "img")
+
+
+def test_the_page_needs_nothing_else_and_repeats(sweep, tmp_path):
+    pages = []
+    for place in ("a", "b"):
+        report(sweep(), tmp_path / place, Console(quiet=True))
+        pages.append((tmp_path / place / "report.html").read_text())
+    assert pages[0] == pages[1]
+    page = Page()
+    page.feed(pages[0])
+    assert page.svgs == 3
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert not re.search(r"@import|url\((?!#)|fetch\(", pages[0])
+    ids = re.findall(r' id="(m[0-9a-f]{10}|p[0-9a-f]{10})"', pages[0])
+    assert len(ids) == len(set(ids)) > 0
+    data = [base64.b64decode(link.split(",")[1]).decode() for link in page.links if link.startswith("data:text/csv")]
+    assert data[0].startswith("mixer,pairs,mean,low,high,seeds\nsoftmax,4,")
+    assert len(data) == 3
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["comparison.csv", "comparison.md", "report.html"]
+
+
+@pytest.mark.parametrize("values", [8, [0, 64], "far", {"pairs": 8, "depth": 2}])
+def test_slices_of_any_shape_are_drawn(record, tmp_path, values):
+    other = {"pairs": 9, "depth": 3} if isinstance(values, dict) else 1
+    two = [{"name": "slice", "values": v, "reason": "", "score": 0.5, "n": 1} for v in (values, other)]
+    report([record("gla", 0, slices=two)], tmp_path, Console(quiet=True))
+    drawn = (tmp_path / "report.html").read_text().count("<h3>Accuracy by")
+    assert drawn == (2 if isinstance(values, dict) else 1)
+
+
+def test_records_with_next_to_nothing_still_report(record, stopped, tmp_path):
+    bare = record("gla", 0, slices=[], curve=[], state_bytes={"8": 0}, speed={}, flops={}, baselines={})
+    report([bare, stopped("fnet", 0, "failed", "")], tmp_path, Console(quiet=True))
+    assert "failed: no reason was recorded" in (tmp_path / "comparison.md").read_text()
+    report([stopped("fnet", 0, "impossible", "looks ahead")], tmp_path, Console(quiet=True))
+    assert "no run finished" in (tmp_path / "comparison.md").read_text()
+
+
+def test_without_matplotlib_one_sentence_says_so(sweep, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    report(sweep(), tmp_path, Console(quiet=True))
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("pip install seqmix[report]") == 1
+    assert "<svg" not in page
+
+
+def test_a_refused_comparison_writes_nothing(record, tmp_path):
+    with pytest.raises(ValueError, match="engine"):
+        report([record("a", 0), record("b", 0, engine="fla")], tmp_path / "out", Console(quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_units():
+    assert [tables.si(x) for x in (0, 950, 1234, 999_600, 5e9)] == ["0", "950", "1.23 k", "1 M", "5 G"]
+    assert [tables.binary(x) for x in (0, 1000, 2048, 5 << 20)] == ["0 B", "1000 B", "2 KiB", "5 MiB"]
+
+
+def run_main(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "compare", *map(str, arguments)], cwd=results.ROOT, capture_output=True, text=True
+    )
+
+
+def test_the_command(sweep, tmp_path):
+    for run in sweep():
+        results.write(tmp_path / "runs" / run["label"] / str(run["seed"]), run)
+    done = run_main("report", tmp_path / "runs", "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "softmax" in done.stdout and str(tmp_path / "out" / "report.html") in done.stdout
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_the_command_says_what_is_wrong_in_a_sentence(tmp_path):
+    for arguments, words in (((tmp_path,), "no records"), ((tmp_path / "nowhere",), "is not a directory")):
+        done = run_main("report", *arguments)
+        assert done.returncode == 2
+        assert words in done.stderr and done.stderr.count("\n") == 1
