@@ -69,7 +69,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
         record |= {"outcome": "impossible", "reason": f"looks ahead: {cause}"}
     finally:
         if logger is not None:
-            wandb.finish(exit_code=0 if record["outcome"] == "finished" else 1, quiet=True)
+            wandb.finish(exit_code=0 if record["outcome"] == "finished" else 1)
     if learner is not None:
         record["curve"] = learner.curve
         results.replace(directory / "metrics.csv", table(learner.curve))
@@ -166,10 +166,10 @@ def table(rows: list[dict]) -> str:
 
 
 class StepBar(RichProgressBar):
-    """Counts steps, where Lightning would count epochs of an endless loader."""
+    """Says "step" where Lightning would count the epochs of an endless loader."""
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"step {self.trainer.global_step}/{self.trainer.max_steps}"
+        return "step"
 
 
 class StopBetweenSteps(Callback):
