@@ -1,5 +1,8 @@
 """Sums of log-decays in chunks, each formed by adding, never subtracting: exact at g = -1e4, and -inf is a reset."""
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,6 +10,17 @@ from torch import Tensor
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of states, sums and exponents: float32 at least."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def exact(engine: Callable) -> Callable:
+    """The engine outside of autocast, which would round states and sums to bfloat16; its first argument is a tensor."""
+
+    @functools.wraps(engine)
+    def wrapped(first: Tensor, *rest, **options):
+        with torch.autocast(first.device.type, enabled=False):
+            return engine(first, *rest, **options)
+
+    return wrapped
 
 
 def chunks(x: Tensor, size: int) -> Tensor:

@@ -10,7 +10,7 @@ triangular system; Yang et al., 2024 (https://arxiv.org/abs/2412.06464, eq. 10) 
 import torch
 from torch import Tensor
 
-from mixers.ops.decay import between, chunks, since_start, until_end, wide
+from mixers.ops.decay import between, chunks, exact, since_start, until_end, wide
 
 CHUNK = 64
 CHANNEL_CHUNK = 16  # see linear_attention.py
@@ -40,6 +40,7 @@ def delta_rule(
     return gated_delta(q, k, beta * k, beta * v, g, state)
 
 
+@exact
 def gated_delta(
     q: Tensor, k: Tensor, p: Tensor, z: Tensor, g: Tensor | None = None, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

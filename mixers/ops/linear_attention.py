@@ -13,7 +13,7 @@ section 4) per channel.
 import torch
 from torch import Tensor
 
-from mixers.ops.decay import between, chunks, since_start, until_end, wide
+from mixers.ops.decay import between, chunks, exact, since_start, until_end, wide
 
 CHUNK = 64  # without decay, or with one number per head
 CHANNEL_CHUNK = 16  # with one per channel: the exact products take 16 numbers per token and channel
@@ -37,6 +37,7 @@ def linear_attention_definition(q, k, v, g=None, state=None, *, u=None, gv=None)
     return torch.stack(out, 2), S
 
 
+@exact
 def linear_attention(
     q: Tensor,
     k: Tensor,

@@ -10,7 +10,7 @@ no logarithm and no quotient, so a may be zero, negative or complex.
 import torch
 from torch import Tensor
 
-from mixers.ops.decay import wide
+from mixers.ops.decay import exact, wide
 
 CHUNK = 32
 
@@ -25,6 +25,7 @@ def scan_definition(a, b, state=None):
     return torch.stack(out, 1), h
 
 
+@exact
 def scan(a: Tensor, b: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """b (B, T, ...), real or complex; a broadcasts to b; state (B, ...). Returns h (B, T, ...) and the last h (B,
     ...), in float32 or complex64 at least. Time and memory are linear in T.

@@ -1,0 +1,318 @@
+"""The conformance suite: what every mixer promises, checked, for this repository's mixers and anybody else's.
+
+    from mixers.testing import check_mixer
+    check_mixer(lambda: MyMixer(D, n_heads=2))
+
+A factory makes a fresh mixer of width D. Block-like knobs (window, chunk, block, segment) belong at 8, so that sequences of 37
+have several blocks; the engines' own chunks are 16 here, and as they are in the checks at T = 130.
+"""
+
+import copy
+import io
+import math
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixers.base import Mixer, State
+from mixers.ops import attention, gated_delta, linear_attention, scan
+
+D = 32
+SMALL, LONG = 37, 130
+BLOCK_KNOBS = ("window", "chunk", "block", "segment")
+Factory = Callable[[], Mixer]
+CHECKS: list[Callable[[Factory], None]] = []
+
+
+def check_mixer(factory: Factory, checks: list[Callable[[Factory], None]] | None = None) -> None:
+    """Runs every check. Raises AssertionError, which says what is wrong and by how much."""
+    for check in CHECKS if checks is None else checks:
+        check(factory)
+
+
+def _check(function: Callable[[Factory], None]) -> Callable[[Factory], None]:
+    CHECKS.append(function)
+    return function
+
+
+@_check
+def check_shape_and_dtype(factory: Factory) -> None:
+    """y is shaped and typed as x; states are tensors or tuples of them, batch first; so it is at T = 1, 2, 37, 130."""
+    for dtype in (torch.float32, torch.float64):
+        mixer = _make(factory).to(dtype)
+        for T in (1, 2, SMALL, LONG):
+            x = _noise(2, T, dtype=dtype)
+            y, state = mixer(x)
+            assert y.shape == x.shape, f"y is {tuple(y.shape)} for x {tuple(x.shape)}"
+            assert y.dtype == dtype, f"y is {y.dtype} for x {dtype}"
+            assert torch.isfinite(y).all(), f"y is not finite at T={T}"
+            for tensor in _tensors(state):
+                assert tensor.shape[0] == 2, f"a state of shape {tuple(tensor.shape)} is not batch first"
+
+
+@_check
+def check_causality(factory: Factory) -> None:
+    """What is declared causal does not move before a change, at each multiple of 8 and 16, +-2; what is not does look ahead."""
+    mixer = _make(factory).double()
+    if not mixer.causal:
+        x, other = _noise(1, SMALL), _noise(1, SMALL, seed=1)
+        other[:, :-1] = x[:, :-1]
+        moved = (mixer(x)[0] - mixer(other)[0])[:, :-1].abs().max().item()
+        assert mixer.null or moved > 1e-8, "it is declared causal=False and yet never looks ahead"
+        return
+    for T, chunk, edges in ((SMALL, 16, range(8, SMALL, 8)), (LONG, None, (64, 128))):
+        with _chunks(chunk):
+            x, other = _noise(2, T), _noise(2, T, seed=1)
+            y = mixer(x)[0]
+            for t in sorted({edge + by for edge in edges for by in (-2, -1, 0, 1, 2) if edge + by < T}):
+                changed = torch.cat([x[:, :t], other[:, t:]], 1)
+                moved = (mixer(changed)[0] - y)[:, :t].abs().max().item()
+                size = (changed - x).abs().max().item()
+                assert moved <= 1e-10 * size, f"a change at t={t} of T={T} moved an earlier output by {moved:.1e}"
+
+
+@_check
+def check_law(factory: Factory) -> None:
+    """However x is cut, the carried state gives the same outputs, final state and gradients."""
+    mixer = _make(factory).double()
+    if not mixer.causal:
+        return
+    small = [[1] * SMALL, [1, 36], [36, 1], [2, 35], [8, 29], [16, 21], [15, 1, 21], [17, 3, 17]]
+    for T, chunk, cuts in ((SMALL, 16, small), (LONG, None, [[64, 66], [63, 67], [65, 64, 1]])):
+        with _chunks(chunk):
+            x = _noise(2, T)
+            whole = _run(mixer, x, [T])
+            for cut in cuts:
+                for name, a, b in zip(("y", "state", "gradient"), _run(mixer, x, cut), whole, strict=True):
+                    assert len(a) == len(b), f"cut at {cut}, the {name} has {len(a)} tensors and not {len(b)}"
+                    for ours, theirs in zip(a, b, strict=True):
+                        assert ours.shape == theirs.shape, f"cut at {cut}, a {name} is {tuple(ours.shape)}"
+                        error = _error(ours, theirs)
+                        assert error < 1e-8, f"cut at {cut}, a {name} is off by {error:.1e}"
+
+
+@_check
+def check_state_is_a_value(factory: Factory) -> None:
+    """A state that was handed in is as it was, and can be used again."""
+    mixer = _make(factory).double()
+    _, state = mixer(_noise(2, SMALL))
+    before = copy.deepcopy([t.detach() for t in _tensors(state)])
+    x = _noise(2, 5, seed=1)
+    first = mixer(x, state)[0]
+    for tensor, was in zip(_tensors(state), before, strict=True):
+        assert torch.equal(tensor, was), "forward modified the state that it was given"
+    assert torch.equal(mixer(x, state)[0], first), "the same state gives another output the second time"
+
+
+@_check
+def check_padding(factory: Factory) -> None:
+    """What stands on padding does not show at real positions, on either side, in a batch of one too."""
+    mixer = _make(factory).double()
+    if mixer.causal:
+        return
+    masks = torch.ones(3, SMALL, dtype=torch.bool)
+    masks[0, 20:] = False
+    masks[1, :9] = False
+    for rows in (slice(0, 1), slice(1, 2), slice(0, 3)):
+        mask = masks[rows]
+        x = _noise(len(mask), SMALL)
+        other = torch.where(mask.unsqueeze(-1), x, 100 * _noise(len(mask), SMALL, seed=1))
+        moved = (mixer(x, None, mask)[0] - mixer(other, None, mask)[0])[mask].abs().max().item()
+        assert moved < 1e-8, f"padding moved a real position by {moved:.1e} in a batch of {len(mask)}"
+
+
+@_check
+def check_examples_do_not_mix(factory: Factory) -> None:
+    """A row of the batch depends on no other row."""
+    mixer = _make(factory).double()
+    x = _noise(3, SMALL)
+    together = mixer(x)[0]
+    for row in range(3):
+        error = _error(mixer(x[row : row + 1])[0], together[row : row + 1])
+        assert error < 1e-10, f"row {row} alone differs from itself in a batch by {error:.1e}"
+
+
+@_check
+def check_every_parameter_learns(factory: Factory) -> None:
+    """After three optimiser steps each parameter has had a finite gradient that is not zero."""
+    mixer = _make(factory)
+    parameters = dict(mixer.named_parameters())
+    if not parameters:
+        return
+    alive, optimizer = set(), torch.optim.AdamW(parameters.values(), lr=1e-2)
+    length = getattr(mixer, "max_length", 2 * SMALL)
+    for step in range(3):
+        x, target = _noise(2, length, seed=step, dtype=torch.float32), _noise(2, length, seed=9, dtype=torch.float32)
+        optimizer.zero_grad()
+        F.mse_loss(mixer(x)[0], target).backward()
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                assert torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite at step {step}"
+                if parameter.grad.abs().max() > 0:
+                    alive.add(name)
+        optimizer.step()
+    dead = sorted(parameters.keys() - alive)
+    assert not dead, f"no gradient ever reached {', '.join(dead)}"
+
+
+@_check
+def check_scale(factory: Factory) -> None:
+    """At initialisation a unit input gives an output of std in [1e-3, 3], or exactly 0 where that is declared (silent)."""
+    mixer = _make(factory)
+    std = mixer(_noise(4, 2 * SMALL, dtype=torch.float32))[0].std().item()
+    if mixer.silent:
+        assert std == 0, f"it is declared silent and its output has std {std:.1e}"
+    else:
+        assert 1e-3 <= std <= 3, f"the output has std {std:.1e} for a unit input"
+
+
+@_check
+def check_remembers(factory: Factory) -> None:
+    """At most 100 steps on "repeat the token of 8 steps ago" bring the loss clearly below chance, unless it is null."""
+    mixer = _make(factory)
+    if mixer.null:
+        return
+    vocabulary, delay, length = 16, 8, 24
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        embed, head = nn.Embedding(vocabulary, D), nn.Linear(D, vocabulary)
+    optimizer = torch.optim.AdamW([*embed.parameters(), *mixer.parameters(), *head.parameters()], lr=1e-2)
+    chance, losses = math.log(vocabulary), []
+    for _ in range(100):
+        tokens = torch.randint(vocabulary, (32, length), generator=generator)
+        x = embed(tokens)
+        logits = head(x + mixer(x)[0])[:, delay:]
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, :-delay].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if sum(losses[-5:]) < 5 * (chance - 0.1) and len(losses) > 5:  # batches are fresh: below chance is memory
+            return
+    raise AssertionError(
+        f"after 100 steps the loss is {sum(losses[-5:]) / 5:.2f} and chance is {chance:.2f}: it forgets"
+    )
+
+
+@_check
+def check_state_dict(factory: Factory) -> None:
+    """Its state_dict, saved, loaded without pickled code into another one, carries everything that outputs depend on."""
+    mixer, other = _make(factory), _make(factory, seed=1)
+    file = io.BytesIO()
+    torch.save(mixer.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    x = _noise(2, SMALL, dtype=torch.float32)
+    assert torch.equal(mixer(x)[0], other(x)[0]), "a mixer loaded from a state_dict gives other outputs"
+
+
+@_check
+def check_deterministic(factory: Factory) -> None:
+    """The same input gives the same bits, in training mode too, and no random number is drawn."""
+    mixer, x = _make(factory).train(), _noise(2, SMALL, dtype=torch.float32)
+    before = torch.get_rng_state()
+    first, second = mixer(x)[0], mixer(x)[0]
+    assert torch.equal(first, second), "the same input gives another output the second time"
+    assert torch.equal(before, torch.get_rng_state()), "forward drew from the global random state"
+
+
+@_check
+def check_autocast(factory: Factory) -> None:
+    """Under bfloat16 autocast the output is finite and within 5 % of float32's, in norm."""
+    mixer, x = _make(factory), _noise(2, SMALL, dtype=torch.float32)
+    expected = mixer(x)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = mixer(x)[0]
+        (y.float().square().mean() if y.requires_grad else torch.zeros(1, requires_grad=True).sum()).backward()
+    error = ((y.float() - expected).norm() / expected.norm().clamp(min=1e-12)).item()
+    assert error < 0.05, f"bfloat16 autocast is off by {error:.1%}"
+
+
+@_check
+def check_copies(factory: Factory) -> None:
+    """deepcopy and pickle give the same mixer, with parameters of its own."""
+    mixer, x = _make(factory), _noise(2, SMALL, dtype=torch.float32)
+    expected = mixer(x)[0]
+    for how, twin in (("deepcopy", copy.deepcopy(mixer)), ("pickle", pickle.loads(pickle.dumps(mixer)))):
+        assert torch.equal(twin(x)[0], expected), f"{how} gives a mixer with other outputs"
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.zero_()
+        assert torch.equal(mixer(x)[0], expected), f"{how} shares parameters with the original"
+
+
+def small(values: dict[str, object]) -> dict[str, object]:
+    """Of a mixer's knobs the block-like ones, at 8."""
+    return {key: 8 for key in values if key in BLOCK_KNOBS}
+
+
+def _make(factory: Factory, seed: int = 0) -> Mixer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return factory()
+
+
+def _noise(batch: int, length: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(100 + seed)
+    return torch.randn(batch, length, D, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@contextmanager
+def _chunks(size: int | None) -> Iterator[None]:
+    """The engines' chunks at `size`; None leaves them."""
+    places = [(module, name) for module in (linear_attention, gated_delta, scan, attention) for name in _sizes(module)]
+    before = [getattr(module, name) for module, name in places]
+    try:
+        for module, name in places if size else ():
+            setattr(module, name, size)
+        yield
+    finally:
+        for (module, name), value in zip(places, before, strict=True):
+            setattr(module, name, value)
+
+
+def _sizes(module) -> list[str]:
+    return [name for name in ("CHUNK", "CHANNEL_CHUNK", "BLOCK") if hasattr(module, name)]
+
+
+def _tensors(state: State) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif state is not None:
+        assert isinstance(state, tuple), f"a state holds a {type(state).__name__}: only tensors, tuples and None may be"
+        for part in state:
+            yield from _tensors(part)
+
+
+def _run(mixer: Mixer, x: Tensor, cuts: list[int]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Outputs, final state and gradients when x is fed in pieces."""
+    x = x.clone().requires_grad_()
+    pieces, state = [], None
+    for piece in x.split(cuts, 1):
+        y, state = mixer(piece, state)
+        pieces.append(y)
+    y, last = torch.cat(pieces, 1), list(_tensors(state))
+    loss = (y * _noise(*y.shape[:2], seed=2)).sum()
+    for tensor in last:
+        if tensor.requires_grad:
+            value = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+            loss = loss + (value * torch.linspace(-1, 1, value.numel(), dtype=value.dtype).view(value.shape)).sum()
+    inputs = [x, *(p for p in mixer.parameters())]
+    gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+    return [y.detach()], [t.detach() for t in last], list(gradients)
+
+
+def _error(a: Tensor, b: Tensor) -> float:
+    """max |a - b| / max |b|; integers count as they are."""
+    if not a.numel():
+        return 0.0
+    if not (a.is_floating_point() or a.is_complex()):
+        return float((a != b).any())
+    same = a == b  # equal infinities too
+    difference = torch.where(same, torch.zeros_like(a), a - b).abs().max().item()
+    return difference / max(b[torch.isfinite(b)].abs().max().item() if torch.isfinite(b).any() else 0.0, 1e-6)
