@@ -54,6 +54,13 @@ def positions(x: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
     return start.unsqueeze(1) + torch.arange(x.shape[1], device=x.device), start + x.shape[1]
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, in its weight's dtype whatever autocast has made of x, and returned in x's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.weight is None else x.to(self.weight.dtype)).to(x.dtype)
+
+
 class ShortConv(nn.Module):
     """A depthwise causal convolution that carries its last width - 1 inputs: (B, T, D) -> (B, T, D)."""
 

@@ -21,8 +21,9 @@ def names() -> list[str]:
 
 
 def build(name: str, d_model: int, **facts_and_overrides: object) -> Mixer:
-    """The mixer `name`, of width d_model. Facts of a task: causal (True), length (256), max_length (length), and layer, n_layers
-    (0, 1) for those that depend on depth; all else overrides the yaml. Raises ValueError for unknown names and keys.
+    """The mixer `name`, of width d_model. Facts of a task: causal (True), length (256), max_length (length), and
+    layer, n_layers (0, 1) for those that depend on depth; all else overrides the yaml. Raises ValueError for unknown
+    names and keys.
     """
     return factory(name, **facts_and_overrides)(d_model)
 

@@ -81,7 +81,9 @@ def listops(n: int, min_length: int, max_length: int, seed: int, taken: set[byte
 
 
 def partial_value(text: bytes, depth: int) -> int:
-    """The value when operators more than `depth` below the root are left out with all they hold; -1 if nothing is left."""
+    """The value when operators more than `depth` below the root are left out with all they hold; -1 if nothing is
+    left.
+    """
     stack: list[tuple[int, list[int]]] = []
     for token in text:
         if token == CLOSE:

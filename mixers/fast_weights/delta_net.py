@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.base import Mixer, State
-from mixers.layers import ShortConv, heads, l2_norm, merge, per_head
+from mixers.layers import RMSNorm, ShortConv, heads, l2_norm, merge, per_head
 from mixers.ops.gated_delta import delta_rule
 
 CONV = 4
@@ -24,7 +24,7 @@ class DeltaNet(Mixer):
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.conv = ShortConv(3 * d_model, width=CONV, bias=False)
         self.beta = nn.Linear(d_model, n_heads, bias=False)
-        self.norm = nn.RMSNorm(width)
+        self.norm = RMSNorm(width)
         self.out = nn.Linear(d_model, d_model, bias=False)
 
     def forward(self, x: Tensor, state: State = None, mask: Tensor | None = None) -> tuple[Tensor, State]:

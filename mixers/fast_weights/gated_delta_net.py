@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.base import Mixer, State
-from mixers.layers import ShortConv, heads, l2_norm, log_decay, merge, per_head, step_bias
+from mixers.layers import RMSNorm, ShortConv, heads, l2_norm, log_decay, merge, per_head, step_bias
 from mixers.ops.gated_delta import delta_rule
 
 CONV = 4
@@ -35,7 +35,7 @@ class GatedDeltaNet(Mixer):
         self.A_log = nn.Parameter(torch.empty(n_heads).uniform_(0, 16).clamp(min=1e-3).log())
         self.dt_bias = nn.Parameter(step_bias(n_heads))
         self.gate = nn.Linear(d_model, values, bias=False)
-        self.norm = nn.RMSNorm(per_head(values, n_heads))
+        self.norm = RMSNorm(per_head(values, n_heads))
         self.out = nn.Linear(values, d_model, bias=False)
 
     def forward(self, x: Tensor, state: State = None, mask: Tensor | None = None) -> tuple[Tensor, State]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.base import Mixer, State
-from mixers.layers import heads, merge, per_head
+from mixers.layers import RMSNorm, heads, merge, per_head
 from mixers.ops.linear_attention import linear_attention
 
 RANK, TEMPERATURE = 16, 16.0
@@ -30,7 +30,7 @@ class GatedLinearAttention(Mixer):
         self.forget = nn.Sequential(nn.Linear(d_model, RANK, bias=False), nn.Linear(RANK, d_model // 2))
         nn.init.zeros_(self.forget[1].bias)
         self.gate = nn.Linear(d_model, d_model, bias=False)
-        self.norm = nn.RMSNorm(width)
+        self.norm = RMSNorm(width)
         self.out = nn.Linear(d_model, d_model, bias=False)
 
     def forward(self, x: Tensor, state: State = None, mask: Tensor | None = None) -> tuple[Tensor, State]:

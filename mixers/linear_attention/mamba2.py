@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.base import Mixer, State
-from mixers.layers import ShortConv, heads, log_decay, merge, per_head, step_bias
+from mixers.layers import RMSNorm, ShortConv, heads, log_decay, merge, per_head, step_bias
 from mixers.ops.linear_attention import linear_attention
 
 EXPAND, CONV = 2, 4
@@ -33,7 +33,7 @@ class Mamba2(Mixer):
         self.A_log = nn.Parameter(torch.empty(n_heads).uniform_(1, 16).log())
         self.dt_bias = nn.Parameter(step_bias(n_heads))
         self.D = nn.Parameter(torch.ones(n_heads))
-        self.norm = nn.RMSNorm(width)
+        self.norm = RMSNorm(width)
         self.out = nn.Linear(width, d_model, bias=False)
 
     def forward(self, x: Tensor, state: State = None, mask: Tensor | None = None) -> tuple[Tensor, State]:

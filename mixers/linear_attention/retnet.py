@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.base import Mixer, State
-from mixers.layers import heads, merge, per_head, positions, rope
+from mixers.layers import RMSNorm, heads, merge, per_head, positions, rope
 from mixers.ops.linear_attention import linear_attention
 
 
@@ -23,7 +23,7 @@ class Retention(Mixer):
         self.qk = nn.Linear(d_model, 2 * d_model, bias=False)
         self.v = nn.Linear(d_model, 2 * d_model, bias=False)
         self.gate = nn.Linear(d_model, 2 * d_model, bias=False)
-        self.norm = nn.RMSNorm(2 * width, elementwise_affine=False)  # the paper's row normalisations cancel in it
+        self.norm = RMSNorm(2 * width, elementwise_affine=False)  # the paper's row normalisations cancel in it
         self.out = nn.Linear(2 * d_model, d_model, bias=False)
         self.log_gamma: Tensor
         self.register_buffer("log_gamma", torch.log1p(-(2.0 ** -(5 + torch.arange(n_heads)))), persistent=False)
