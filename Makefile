@@ -31,7 +31,7 @@ test-all: setup  ## run every test, the slow ones too
 check: setup  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/ty check mixers models tasks compare train.py
+	$(BIN)/ty check --python $(VENV) mixers models tasks compare train.py
 
 format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from mixers.base import Mixer, State
 from mixers.feature_maps import orthogonal_features
 from mixers.layers import heads, merge, normalised, per_head
+from mixers.ops.decay import exact
 
 EPS = 1e-4
 
@@ -51,11 +52,15 @@ class Performer(Mixer):
     def logits(self, x: Tensor) -> Tensor:
         """Omega x - |x|^2 / 2 for x scaled by D^(-1/4), in float32 at least: (B, H, T, m)."""
         x = x.to(torch.promote_types(x.dtype, torch.float32)) * x.shape[-1] ** -0.25
-        with torch.autocast(x.device.type, enabled=False):
-            return x @ self.omega.to(x.dtype).mT - (x * x).sum(-1, keepdim=True) / 2
+        return project(x, self.omega.to(x.dtype)) - (x * x).sum(-1, keepdim=True) / 2
 
     def features(self, logits: Tensor, c: Tensor) -> Tensor:
         return (logits - c).exp() / self.omega.shape[0] ** 0.5 + EPS
 
     def resample(self, generator: Generator) -> None:
         self.omega.copy_(orthogonal_features(*self.omega.shape, generator))
+
+
+@exact
+def project(x: Tensor, omega: Tensor) -> Tensor:
+    return x @ omega.mT
