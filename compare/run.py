@@ -8,6 +8,7 @@ import os
 import signal
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -78,7 +79,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
     return record
 
 
-def protocol(cfg: DictConfig, data: L.LightningDataModule) -> dict:
+def protocol(cfg: DictConfig, data: Any) -> dict:
     """Everything that must be equal between runs that are compared, beside the data."""
     config = OmegaConf.to_container(cfg, resolve=True)
     model = {key: value for key, value in config["model"].items() if key not in ("label", "seed", "backbone")}
@@ -197,7 +198,7 @@ class StopBetweenSteps(Callback):
         self._before = {}
 
 
-def outcome_of(cfg: DictConfig, learner: Learner, data: L.LightningDataModule) -> dict:
+def outcome_of(cfg: DictConfig, learner: Learner, data: Any) -> dict:
     """What a finished run is worth and what it cost."""
     test, length = learner.scores["test"], cfg.task.max_length
     make = functools.partial(instantiate, cfg.model)

@@ -392,15 +392,16 @@ def _solved_cell(row: Row) -> Cell:
 
 def si(value: float) -> str:
     """1234567 -> "1.23 M"."""
-    for unit in ("", " k", " M", " G", " T"):
-        if abs(value) < 999.5 or unit == " T":
-            return f"{value:.3g}{unit}" if abs(value) < 999.5 else f"{value:.0f}{unit}"
-        value /= 1000
+    return _scaled(value, 1000, ("", " k", " M", " G", " T"))
 
 
 def binary(value: float) -> str:
     """2048 -> "2 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1023.5 or unit == "GiB":
-            return f"{value:.3g} {unit}" if abs(value) < 999.5 else f"{value:.0f} {unit}"
-        value /= 1024
+    return _scaled(value, 1024, (" B", " KiB", " MiB", " GiB"))
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+    steps = 0
+    while abs(value) >= base - 0.5 and steps < len(units) - 1:
+        value, steps = value / base, steps + 1
+    return f"{value:.3g}{units[steps]}" if abs(value) < 999.5 else f"{value:.0f}{units[steps]}"

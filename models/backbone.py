@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from hashlib import sha256
 
 import torch
-from mixers.bidirectional import Bidirectional
-from mixers.layers import ShortConv
 from torch import Tensor, nn
 
 from mixers.base import Mixer, State
+from mixers.bidirectional import Bidirectional
+from mixers.layers import ShortConv
 
 Factory = Callable[..., Mixer]
 
@@ -74,7 +74,7 @@ class Block(nn.Module):
         # only a mixer that looks both ways has to be told where padding is: a causal one meets it after the real tokens
         z, mixer_state = self.mixer(z, mixer_state) if self.mixer.causal else self.mixer(z, mixer_state, mask)
         x = x + self.dropout(z)
-        if self.mlp is not None:
+        if self.mlp is not None and self.norm_mlp is not None:
             z, mlp_state = self.mlp(self.norm_mlp(x), mlp_state)
             x = x + self.dropout(z)
         return x, (conv_state, mixer_state, mlp_state)

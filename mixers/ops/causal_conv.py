@@ -39,7 +39,10 @@ def causal_conv(x: Tensor, h: Tensor, state: Tensor | None = None) -> tuple[Tens
         last = F.pad(x, (0, 0, max(0, taps - 1 - T), 0))[:, -(taps - 1) :]
     if taps <= DIRECT:
         h = h.to(x.dtype)  # shifted sums: torch's depthwise convolution is many times slower on a CPU
-        return sum(h[:, l] * seen[:, taps - 1 - l : taps - 1 - l + T] for l in range(taps)), last
+        y = h[:, 0] * seen[:, taps - 1 :]
+        for l in range(1, taps):
+            y = y + h[:, l] * seen[:, taps - 1 - l : taps - 1 - l + T]
+        return y, last
     dtype = wide(x.dtype)
     n = smooth(seen.shape[1] + taps - 1)
     spectrum = torch.fft.rfft(seen.to(dtype), n, dim=1) * torch.fft.rfft(h.to(dtype), n, dim=1).mT
