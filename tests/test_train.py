@@ -238,7 +238,7 @@ def test_a_second_package_plugs_in_with_no_edit_here(tmp_path, monkeypatch):
         cwd=ROOT,
         check=True,
     ).stdout
-    assert seen.split() == ["True", "0.9"]
+    assert seen.split() == ["True", "Leak"]
     code, _, err = train("mixer=leak", *TINY, runs=tmp_path / "runs")
     assert code == 0, err
     assert record(only(tmp_path / "runs"))["mixer"] == "leak"
