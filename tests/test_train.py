@@ -27,7 +27,7 @@ TINY = [
 def start(*arguments, runs, **more):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_DATA_DIR": str(runs), "WANDB_CACHE_DIR": str(runs)}
     return subprocess.Popen(
-        [sys.executable, "train.py", f"runs={runs}", *arguments],
+        [sys.executable, "train.py", *arguments, f"runs={runs}"],
         cwd=ROOT,
         env=environment,
         text=True,
