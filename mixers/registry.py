@@ -78,7 +78,8 @@ def target_of(values: dict[str, Any]) -> type[Mixer]:
     """The class that a yaml's values name."""
     from hydra.utils import get_class
 
-    return get_class(values["_target_"])
+    target: Any = get_class(values["_target_"])
+    return target
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
