@@ -6,8 +6,9 @@ Hydra is imported when it is first asked: `import mixers` stays light.
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import Any
 
 from mixers.base import Mixer
 
@@ -17,13 +18,14 @@ def names() -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     with _hydra():
-        return sorted(GlobalHydra.instance().config_loader().get_group_options("mixer"))
+        loader = GlobalHydra.instance().config_loader()
+        return sorted(loader.get_group_options("mixer", overrides=_search_path()))
 
 
-def build(name: str, d_model: int, **facts_and_overrides: object) -> Mixer:
+def build(name: str, d_model: int, **facts_and_overrides: Any) -> Mixer:
     """The mixer `name`, of width d_model. Facts of a task: causal (True), length (256), max_length (length), and
-    layer, n_layers (0, 1) for those that depend on depth; all else overrides the yaml. Raises ValueError for unknown
-    names and keys.
+    layer, n_layers (0, 1) for those that depend on depth; all else overrides the yaml. A mixer that has one direction
+    only comes in that one. Raises ValueError for unknown names and keys.
     """
     return factory(name, **facts_and_overrides)(d_model)
 
@@ -36,40 +38,55 @@ def factory(
     max_length: int | None = None,
     layer: int = 0,
     n_layers: int = 1,
-    **overrides: object,
+    **overrides: Any,
 ) -> Callable[[int], Mixer]:
     """d_model -> Mixer, as `build` makes it."""
-    from hydra.utils import get_class
-
-    values = knobs(name, causal=causal, length=length, max_length=length if max_length is None else max_length)
-    target = get_class(values.pop("_target_"))
+    values = knobs(name, causal=causal, length=length, max_length=max_length)
+    target = target_of(values)
     for key in overrides:
-        if key not in values:
-            raise ValueError(unknown(f"key of mixer '{name}'", key, values))
+        if key not in values or key.startswith("_"):
+            raise ValueError(unknown(f"key of mixer '{name}'", key, [k for k in values if not k.startswith("_")]))
     place = {"layer": layer, "n_layers": n_layers}
     wanted = {key: value for key, value in place.items() if key in inspect.signature(target).parameters}
-    return functools.partial(target, **values | overrides | wanted)
+    return functools.partial(target, **{k: v for k, v in values.items() if k != "_target_"} | overrides | wanted)
 
 
-def knobs(name: str, **facts: object) -> dict[str, object]:
-    """The yaml's values, what it asks of the task filled in, and its _target_."""
+def knobs(name: str, *, causal: bool = True, length: int = 256, max_length: int | None = None) -> dict[str, Any]:
+    """The yaml's values, what it asks of the task filled in, and its _target_. Raises ValueError for unknown names."""
     from hydra import compose
     from omegaconf import OmegaConf
 
-    if name not in names():
-        raise ValueError(unknown("mixer", name, names()))
+    if name not in (known := names()):
+        raise ValueError(unknown("mixer", name, known))
     with _hydra():
-        config = compose(f"mixer/{name}").mixer
-    config = OmegaConf.merge({"task": facts}, {"mixer": config})
-    values = OmegaConf.to_container(config, resolve=True)["mixer"]
-    values.pop("_partial_", None)
-    return values
+        config = compose(overrides=[f"+mixer={name}", *_search_path()]).mixer
+    facts = {"causal": causal, "length": length, "max_length": length if max_length is None else max_length}
+    resolved: Any = OmegaConf.to_container(OmegaConf.create({"task": facts, "mixer": config}), resolve=True)
+    return {key: value for key, value in resolved["mixer"].items() if key != "_partial_"}
 
 
-def unknown(kind: str, name: str, known) -> str:
+def directions(name: str) -> list[bool]:
+    """The values of `causal` that the mixer comes in, True first."""
+    ways = set()
+    for causal in (True, False):
+        values = knobs(name, causal=causal)
+        ways.add(values.get("causal", target_of(values).causal))
+    return sorted(ways, reverse=True)
+
+
+def target_of(values: dict[str, Any]) -> type[Mixer]:
+    """The class that a yaml's values name."""
+    from hydra.utils import get_class
+
+    target: Any = get_class(values["_target_"])
+    return target
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """One sentence about a name that is not known: the closest one, and all there are."""
+    known = sorted(known)
     close = difflib.get_close_matches(name, known, 1)
-    return f"unknown {kind} '{name}'{f': did you mean {close[0]}?' if close else ';'} There are: {', '.join(known)}"
+    return f"unknown {kind} '{name}'{f', did you mean {close[0]}?' if close else ';'} there are: {', '.join(known)}"
 
 
 def _hydra():
@@ -80,3 +97,12 @@ def _hydra():
     if GlobalHydra.instance().is_initialized():
         return nullcontext()
     return initialize_config_module("conf", version_base="1.3")
+
+
+def _search_path() -> list[str]:
+    """The running application's hydra.searchpath, as an override: Hydra keeps it for the application's own config."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return []
+    return [f"hydra.searchpath={[str(place) for place in HydraConfig.get().searchpath]}"]

@@ -4,26 +4,32 @@
     check_mixer(lambda: MyMixer(D, n_heads=2))
 
 A factory makes a fresh mixer of width D. Block-like knobs (window, chunk, block, segment) belong at 8, so that
-sequences of 37 have several blocks; the engines' own chunks are 16 here, and as they are in the checks at T = 130.
+sequences of 37 have several blocks; module constants of that kind (CHUNK, SEGMENT, ...) are 16 in those checks that cut
+or perturb, and as they are in their run at T = 130.
 """
 
 import copy
+import functools
 import io
 import math
 import pickle
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixers import registry
 from mixers.base import Mixer, State
-from mixers.ops import attention, gated_delta, linear_attention, scan
 
 D = 32
+BATCH = 3  # not 2: a state with two heads in front would pass for batch first
 SMALL, LONG = 37, 130
 BLOCK_KNOBS = ("window", "chunk", "block", "segment")
+BLOCK_CONSTANTS = ("CHUNK", "CHANNEL_CHUNK", "BLOCK", "SEGMENT")
 Factory = Callable[[], Mixer]
 CHECKS: list[Callable[[Factory], None]] = []
 
@@ -45,13 +51,13 @@ def check_shape_and_dtype(factory: Factory) -> None:
     for dtype in (torch.float32, torch.float64):
         mixer = _make(factory).to(dtype)
         for T in (1, 2, SMALL, LONG):
-            x = _noise(2, T, dtype=dtype)
+            x = _noise(BATCH, T, dtype=dtype)
             y, state = mixer(x)
             assert y.shape == x.shape, f"y is {tuple(y.shape)} for x {tuple(x.shape)}"
             assert y.dtype == dtype, f"y is {y.dtype} for x {dtype}"
             assert torch.isfinite(y).all(), f"y is not finite at T={T}"
             for tensor in _tensors(state):
-                assert tensor.shape[0] == 2, f"a state of shape {tuple(tensor.shape)} is not batch first"
+                assert tensor.shape[0] == BATCH, f"a state of shape {tuple(tensor.shape)} is not batch first"
 
 
 @_check
@@ -66,8 +72,8 @@ def check_causality(factory: Factory) -> None:
         moved = (mixer(x)[0] - mixer(other)[0])[:, :-1].abs().max().item()
         assert mixer.null or moved > 1e-8, "it is declared causal=False and yet never looks ahead"
         return
-    for T, chunk, edges in ((SMALL, 16, range(8, SMALL, 8)), (LONG, None, (64, 128))):
-        with _chunks(chunk):
+    for T, chunk, edges in ((SMALL, 16, range(8, SMALL, 8)), (LONG, None, range(16, LONG, 16))):
+        with _chunks(mixer, chunk):
             x, other = _noise(2, T), _noise(2, T, seed=1)
             y = mixer(x)[0]
             for t in sorted({edge + by for edge in edges for by in (-2, -1, 0, 1, 2) if edge + by < T}):
@@ -85,7 +91,7 @@ def check_law(factory: Factory) -> None:
         return
     small = [[1] * SMALL, [1, 36], [36, 1], [2, 35], [8, 29], [16, 21], [15, 1, 21], [17, 3, 17]]
     for T, chunk, cuts in ((SMALL, 16, small), (LONG, None, [[64, 66], [63, 67], [65, 64, 1]])):
-        with _chunks(chunk):
+        with _chunks(mixer, chunk):
             x = _noise(2, T)
             whole = _run(mixer, x, [T])
             for cut in cuts:
@@ -99,15 +105,19 @@ def check_law(factory: Factory) -> None:
 
 @_check
 def check_state_is_a_value(factory: Factory) -> None:
-    """A state that was handed in is as it was, and can be used again."""
+    """A state that was handed in is as it was, and can be used again, by one step or by several; so is x."""
     mixer = _make(factory).double()
     _, state = mixer(_noise(2, SMALL))
     before = copy.deepcopy([t.detach() for t in _tensors(state)])
-    x = _noise(2, 5, seed=1)
-    first = mixer(x, state)[0]
-    for tensor, was in zip(_tensors(state), before, strict=True):
-        assert torch.equal(tensor, was), "forward modified the state that it was given"
-    assert torch.equal(mixer(x, state)[0], first), "the same state gives another output the second time"
+    for T in (1, 5):
+        x = _noise(2, T, seed=1)
+        given = x.clone()
+        first = mixer(x, state)[0]
+        assert torch.equal(x, given), f"forward modified its input at T={T}"
+        for tensor, was in zip(_tensors(state), before, strict=True):
+            assert torch.equal(tensor, was), f"forward modified the state that it was given at T={T}"
+        again = _error(mixer(x, state)[0], first)
+        assert again == 0, f"the same state gives another output the second time, by {again:.1e} at T={T}"
 
 
 @_check
@@ -122,9 +132,11 @@ def check_padding(factory: Factory) -> None:
     for rows in (slice(0, 1), slice(1, 2), slice(0, 3)):
         mask = masks[rows]
         x = _noise(len(mask), SMALL)
-        other = torch.where(mask.unsqueeze(-1), x, 100 * _noise(len(mask), SMALL, seed=1))
+        other = torch.where(mask.unsqueeze(-1), x, 1e4 * _noise(len(mask), SMALL, seed=1))
         moved = (mixer(x, None, mask)[0] - mixer(other, None, mask)[0])[mask].abs().max().item()
         assert moved < 1e-8, f"padding moved a real position by {moved:.1e} in a batch of {len(mask)}"
+        error = _error(mixer(x, None, torch.ones_like(mask))[0], mixer(x)[0])
+        assert error < 1e-8, f"a mask without any padding differs from no mask by {error:.1e}"
 
 
 @_check
@@ -176,7 +188,7 @@ def check_scale(factory: Factory) -> None:
 
 @_check
 def check_remembers(factory: Factory) -> None:
-    """At most 100 steps on "repeat the token of 8 steps ago" bring the loss clearly below chance, unless it is null.
+    """At most 100 steps on "repeat the token of 8 steps ago" bring the loss below 0.9 of chance, unless it is null.
 
     Two blocks, since a window of 8 does not reach 8 back in one. Batches are fresh, so that below chance is memory.
     """
@@ -205,7 +217,7 @@ def check_remembers(factory: Factory) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        if len(losses) > 5 and sum(losses[-5:]) < 5 * (chance - 0.1):
+        if sum(losses[-5:]) < 5 * 0.9 * chance and len(losses) > 5:
             return
     raise AssertionError(
         f"after 100 steps the loss is {sum(losses[-5:]) / 5:.2f} and chance is {chance:.2f}: it forgets"
@@ -238,14 +250,18 @@ def check_deterministic(factory: Factory) -> None:
 
 @_check
 def check_autocast(factory: Factory) -> None:
-    """Under bfloat16 autocast the output is finite and within 5 % of float32's, in norm."""
+    """Under bfloat16 autocast the output is within 5 % of float32's, in norm, and gradients are finite."""
     mixer, x = _make(factory), _noise(2, SMALL, dtype=torch.float32)
     expected = mixer(x)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = mixer(x)[0]
-        (y.float().square().mean() if y.requires_grad else torch.zeros(1, requires_grad=True).sum()).backward()
     error = ((y.float() - expected).norm() / expected.norm().clamp(min=1e-12)).item()
     assert error < 0.05, f"bfloat16 autocast is off by {error:.1%}"
+    if y.requires_grad:
+        y.float().square().mean().backward()
+    for name, parameter in mixer.named_parameters():
+        finite = parameter.grad is None or torch.isfinite(parameter.grad).all()
+        assert finite, f"under bfloat16 autocast the gradient of {name} is not finite"
 
 
 @_check
@@ -253,7 +269,15 @@ def check_copies(factory: Factory) -> None:
     """deepcopy and pickle give the same mixer, with parameters of its own."""
     mixer, x = _make(factory), _noise(2, SMALL, dtype=torch.float32)
     expected = mixer(x)[0]
-    for how, twin in (("deepcopy", copy.deepcopy(mixer)), ("pickle", pickle.loads(pickle.dumps(mixer)))):
+    ways: dict[str, Callable[[Mixer], Mixer]] = {
+        "deepcopy": copy.deepcopy,
+        "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+    }
+    for how, twice in ways.items():
+        try:
+            twin = twice(mixer)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            raise AssertionError(f"{how} fails: {error}") from error
         assert torch.equal(twin(x)[0], expected), f"{how} gives a mixer with other outputs"
         with torch.no_grad():
             for parameter in twin.parameters():
@@ -261,9 +285,18 @@ def check_copies(factory: Factory) -> None:
         assert torch.equal(mixer(x)[0], expected), f"{how} shares parameters with the original"
 
 
-def small(values: dict[str, object]) -> dict[str, object]:
+def small(values: dict[str, Any]) -> dict[str, Any]:
     """Of a mixer's knobs the block-like ones, at 8."""
     return {key: 8 for key in values if key in BLOCK_KNOBS}
+
+
+def variants(name: str, **overrides: Any) -> Iterator[tuple[str, Factory]]:
+    """A mixer of the registry, as the suite wants it, in each direction that it has: (label, factory)."""
+    ways = [overrides.pop("causal")] if "causal" in overrides else registry.directions(name)
+    values = small(registry.knobs(name)) | overrides
+    for causal in ways:
+        make = registry.factory(name, causal=causal, **values)
+        yield f"{name}-{'causal' if causal else 'bidirectional'}", functools.partial(make, D)
 
 
 def _make(factory: Factory, seed: int = 0) -> Mixer:
@@ -278,21 +311,20 @@ def _noise(batch: int, length: int, seed: int = 0, dtype: torch.dtype = torch.fl
 
 
 @contextmanager
-def _chunks(size: int | None) -> Iterator[None]:
-    """The engines' chunks at `size`; None leaves them."""
-    places = [(module, name) for module in (linear_attention, gated_delta, scan, attention) for name in _sizes(module)]
-    before = [getattr(module, name) for module, name in places]
+def _chunks(mixer: Mixer, size: int | None) -> Generator[None]:
+    """Block-like constants of this package's modules, and of those that the mixer is from, at `size`; None leaves
+    them.
+    """
+    own = {type(module).__module__ for module in mixer.modules()}
+    modules = [module for name, module in list(sys.modules.items()) if name in own or name.startswith("mixers.")]
+    places = [(m, name, getattr(m, name)) for m in modules for name in BLOCK_CONSTANTS if hasattr(m, name)]
     try:
-        for module, name in places if size else ():
-            setattr(module, name, size)
+        for module, name, value in places:
+            setattr(module, name, size or value)
         yield
     finally:
-        for (module, name), value in zip(places, before, strict=True):
+        for module, name, value in places:
             setattr(module, name, value)
-
-
-def _sizes(module) -> list[str]:
-    return [name for name in ("CHUNK", "CHANNEL_CHUNK", "BLOCK") if hasattr(module, name)]
 
 
 def _tensors(state: State) -> Iterator[Tensor]:

@@ -13,15 +13,15 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def exact(engine: Callable) -> Callable:
-    """The engine outside of autocast, which would round states and sums to bfloat16; its first argument is a tensor."""
+    """The engine outside of autocast, which would round states and sums to bfloat16."""
 
     @functools.wraps(engine)
-    def wrapped(first: Tensor, *rest, **options):
-        kind = first.device.type
+    def wrapped(*tensors, **options):
+        kind = next(x for x in (*tensors, *options.values()) if isinstance(x, Tensor)).device.type
         if kind == "meta" or not torch.is_autocast_enabled(kind):  # meta tensors know no autocast
-            return engine(first, *rest, **options)
+            return engine(*tensors, **options)
         with torch.autocast(kind, enabled=False):
-            return engine(first, *rest, **options)
+            return engine(*tensors, **options)
 
     return wrapped
 

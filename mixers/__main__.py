@@ -1,0 +1,164 @@
+"""python -m mixers list | show gla | check gla | check all | check my_pkg.MyMixer n_heads=4 chunk=8"""
+
+import argparse
+import ast
+import functools
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+CITATION = re.compile(r"\(([^()]*?\d{4})(?=[,;)])([^()]*)\)")  # (authors and year, link, where in the paper)
+LITERALS = {"true": True, "false": False, "null": None, "none": None}  # as yaml writes them
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mixers", description="Look at sequence mixers, and check them.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("list", help="every mixer: name, family, direction, paper")
+    command.add_argument("--markdown", action="store_true", help="the table of the README")
+    command.set_defaults(run=lambda options: list_mixers(options.markdown))
+    command = commands.add_parser("show", help="a mixer's equation, knobs, parameters and scale")
+    command.add_argument("name")
+    command.set_defaults(run=lambda options: show(options.name))
+    command = commands.add_parser("check", help="run the conformance suite; exit 1 if a check fails")
+    command.add_argument("name", help="a mixer, or all, or a class from anywhere: my_pkg.MyMixer")
+    command.add_argument("knobs", nargs="*", metavar="key=value", help="other values than the yaml's")
+    command.set_defaults(run=lambda options: check(options.name, dict(map(knob, options.knobs))))
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def list_mixers(markdown: bool) -> int:
+    """One row per mixer, for people or for the README."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mixers import registry
+
+    head, rows = ("mixer", "family", "direction", "what", "paper"), []
+    for name in registry.names():
+        target = registry.target_of(registry.knobs(name))
+        ways = {(True, False): "either", (True,): "causal", (False,): "looks ahead"}
+        title, paper, link = citation(target)
+        family = target.__module__.rpartition(".")[0].rpartition(".")[2]
+        cell = f"[{paper}]({link})" if markdown and link else paper
+        rows.append((name, family, ways[tuple(registry.directions(name))], title, cell))
+    if markdown:
+        for row in (head, ("---",) * len(head), *rows):
+            print(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |")
+        return 0
+    table = Table(box=None, header_style="bold")
+    for cell in head:
+        table.add_column(cell, no_wrap=cell in head[:3])  # what one would type stays whole
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False).print(table)
+    return 0
+
+
+def show(name: str) -> int:
+    """What the paper says, what the yaml says, and what is measured."""
+    from mixers import registry
+
+    knobs = registry.knobs(name)
+    target = registry.target_of(knobs)
+    print(f"{name}: {target.__module__}.{target.__qualname__}\n")
+    for text in filter(None, (inspect.getdoc(sys.modules[target.__module__]), target.__doc__)):
+        print(inspect.cleandoc(text), end="\n\n")
+    for key, value in knobs.items():
+        if key != "_target_":
+            print(f"{key}: {value}")
+    parameters, std = measure(registry.factory(name))
+    print(f"parameters at d_model=64: {parameters:,}")
+    print(f"std of the output at initialisation, for an input of std 1: {std:.3g}")
+    return 0
+
+
+def check(name: str, overrides: dict[str, Any]) -> int:
+    """Every check, on each direction of the mixer. 1 if any failed."""
+    from mixers.testing import CHECKS
+
+    failed = 0
+    for label, factory in candidates(name, overrides):
+        print(label)
+        for function in CHECKS:
+            title = getattr(function, "__name__", repr(function))
+            try:
+                function(factory)
+            except Exception as error:  # a mixer that raises has failed the check, whatever it raises
+                failed += 1
+                what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+                print(f"  {title} FAILED: {what}", flush=True)
+            else:
+                print(f"  {title} ok", flush=True)
+    print(f"{failed} failed" if failed else "all ok")
+    return 1 if failed else 0
+
+
+def candidates(name: str, overrides: dict[str, Any]) -> Iterator[tuple[str, Callable]]:
+    """(label, factory) of what `check NAME` means. Raises ValueError where nothing can be built of it."""
+    from mixers import registry
+    from mixers.base import Mixer
+    from mixers.testing import D, variants
+
+    if "." in name:
+        try:
+            target = pkgutil.resolve_name(name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"there is no {name}: {error}") from error
+        if not (isinstance(target, type) and issubclass(target, Mixer)):
+            raise ValueError(f"{name} is not a class that derives from mixers.base.Mixer")
+        found = [(name, functools.partial(target, D, **overrides))]
+    else:
+        names = registry.names() if name == "all" else [name]
+        found = [variant for each in names for variant in variants(each, **overrides)]
+    for label, factory in found:
+        try:
+            factory()
+        except TypeError as error:
+            raise ValueError(f"{label} cannot be built: {error}") from error
+        yield label, factory
+
+
+def citation(target: type) -> tuple[str, str, str]:
+    """(title, authors and year, link) from the first paragraph of the class's module; "" for what is not there."""
+    text = " ".join((inspect.getdoc(sys.modules[target.__module__]) or "").split("\n\n")[0].split())
+    found = CITATION.search(text)
+    title = re.sub(r"\s+(?=[,.])", "", CITATION.sub("", text))
+    link = re.search(r"https?://[^\s,;]+", found[2]) if found else None
+    return " ".join(title.split()).rstrip("."), found[1] if found else "", link[0] if link else ""
+
+
+def measure(factory: Callable) -> tuple[int, float]:
+    """Parameters, and the output's standard deviation for normal input, at d_model=64."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        mixer = factory(64)
+        y, _ = mixer(torch.randn(4, 256, 64))
+    return sum(p.numel() for p in mixer.parameters()), y.std().item()
+
+
+def knob(text: str) -> tuple[str, Any]:
+    """("n_heads", 4) of "n_heads=4"."""
+    key, equals, value = text.partition("=")
+    if not (key.isidentifier() and equals):
+        raise ValueError(f"'{text}' is not of the form key=value")
+    if value.lower() in LITERALS:
+        return key, LITERALS[value.lower()]
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

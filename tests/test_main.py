@@ -1,0 +1,140 @@
+"""python -m mixers, as a user types it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mixers import registry
+from mixers.__main__ import citation, knob, main
+from mixers.base import Mixer
+from mixers.testing import CHECKS
+
+ROOT = Path(__file__).parent.parent
+OURS = "their_mixers"
+
+
+class Leak(Mixer):
+    """Forgets at a fixed rate."""
+
+    def __init__(self, d_model, *, rate):
+        super().__init__()
+        self.rate, self.W, self.V = rate, nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+
+    def forward(self, x, state=None, mask=None):
+        h, out = torch.zeros_like(x[:, 0]) if state is None else state, []
+        for z in self.W(x).unbind(1):
+            h = self.rate * h + z
+            out.append(h)
+        return self.V(torch.stack(out, 1)), h
+
+
+class Raises(Leak):
+    def forward(self, x, state=None, mask=None):
+        if x.shape[1] == 1:
+            raise RuntimeError("no single steps")
+        return super().forward(x, state)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.setitem(sys.modules, OURS, sys.modules[__name__])
+
+
+def test_list_has_a_row_per_mixer(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list"]) == 0
+    first = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[1:2].strip()]
+    assert first == ["mixer", *registry.names()]
+
+
+def test_the_markdown_table_is_rectangular_and_complete(capsys):
+    assert main(["list", "--markdown"]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows[2:]] == registry.names()
+    gla = next(row for row in rows if row[0] == "gla")
+    assert gla[1:3] == ["linear_attention", "causal"]
+    assert gla[-1] == "[Yang et al., 2023](https://arxiv.org/abs/2312.06635)"
+    directions = {row[0]: row[2] for row in rows[2:]}
+    assert (directions["softmax"], directions["fnet"]) == ("either", "looks ahead")
+
+
+@pytest.mark.parametrize(
+    ("paragraph", "parts"),
+    [
+        (
+            "A thing (Doe, 2020, https://a.b/c, eq. 3), made\nsmall.\n\nx (Eq, 1999)",
+            ("A thing, made small", "Doe, 2020", "https://a.b/c"),
+        ),
+        ("No paper (at all).", ("No paper (at all)", "", "")),
+        ("Two (A et al., 2021, eq. 2; B, 2024, https://d.e).", ("Two", "A et al., 2021", "https://d.e")),
+    ],
+)
+def test_citation_comes_from_the_first_paragraph(paragraph, parts, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "__doc__", paragraph)
+    assert citation(Leak) == parts
+
+
+def test_show_says_what_is_written_and_what_is_measured(capsys):
+    assert main(["show", "softmax"]) == 0
+    out = capsys.readouterr().out
+    assert "softmax_j(R_i q_i . R_j k_j" in out and "n_heads: 2" in out
+    assert f"parameters at d_model=64: {4 * 64 * 64:,}" in out and "_target_" not in out
+
+
+def test_check_says_ok_for_every_check_and_direction(capsys):
+    assert main(["check", "identity"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[0], lines[-1]) == ("identity-causal", "all ok")
+    each = [f"  {check.__name__} ok" for check in CHECKS]
+    assert lines[1:-1] == [*each, "identity-bidirectional", *each]
+
+
+def test_check_takes_a_class_from_anywhere_and_its_keywords(capsys):
+    assert main(["check", f"{OURS}.Leak", "rate=0.9"]) == 0
+    assert main(["check", f"{OURS}.Leak", "rate=0.1"]) == 1
+    out = capsys.readouterr().out
+    assert "check_remembers FAILED: after 100 steps" in out and "1 failed" in out
+
+
+def test_check_goes_on_after_a_mixer_that_raises(capsys):
+    assert main(["check", f"{OURS}.Raises", "rate=0.9"]) == 1
+    out = capsys.readouterr().out
+    assert "check_law FAILED: RuntimeError: no single steps" in out and "check_copies ok" in out
+
+
+def test_check_takes_other_values_than_the_yamls(capsys):
+    assert main(["check", "identity", "causal=false"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "identity-bidirectional"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["check", "gl"], "did you mean gla?"),
+        (["show", "gl"], "did you mean gla?"),
+        (["check", "gla", "n_head=2"], "did you mean n_heads?"),
+        (["check", "gla", "n_heads"], "key=value"),
+        (["check", "gla", "n_heads=3"], "n_heads=3"),
+        (["check", "nowhere.Mixer"], "nowhere"),
+        (["check", f"{OURS}.ROOT"], "not a class"),
+        (["check", f"{OURS}.Leak"], "rate"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence_and_exit_2(arguments, words, capsys):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert words in err and len(err.splitlines()) == 1 and not out
+
+
+def test_values_are_read_as_yaml_and_python_write_them():
+    texts = ["a=4", "a=1e-3", "a=false", "a=True", "a=null", "a=elu1", "a=[1, 2]"]
+    assert [knob(text)[1] for text in texts] == [4, 1e-3, False, True, None, "elu1", [1, 2]]
+
+
+def test_the_exit_code_reaches_the_shell():
+    done = subprocess.run([sys.executable, "-m", "mixers", "show", "gl"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "did you mean gla?" in done.stderr
