@@ -53,9 +53,9 @@ class S4D(Mixer):
         if state is not None:
             first = C * dtA.exp() * h
             y = y + 2 * torch.cat([torch.einsum("bdn,dnt->btd", first, p).real for p in powers], 1)
-        for piece, p in zip(u.split(SEGMENT, 1), powers, strict=False):
-            carried = (dtA * piece.shape[1]).exp() * h
-            h = carried + torch.einsum("btd,dnt->bdn", piece.to(A.dtype), p[..., : piece.shape[1]].flip(-1))
+        for piece in u.split(SEGMENT, 1):
+            ages = powers[0][..., : piece.shape[1]].flip(-1)
+            h = (dtA * piece.shape[1]).exp() * h + torch.einsum("btd,dnt->bdn", piece.to(A.dtype), ages)
         y = (y + self.D.to(wide) * u).to(x.dtype)
         return F.glu(self.out(F.gelu(y)), -1), h
 
