@@ -200,7 +200,8 @@ class StopBetweenSteps(Callback):
 
 def outcome_of(cfg: DictConfig, learner: Learner, data: Any) -> dict:
     """What a finished run is worth and what it cost."""
-    test, length = learner.scores["test"], cfg.task.max_length
+    test = learner.scores["test"]
+    length = cfg.task.length if learner.not_run else cfg.task.max_length  # what it can run
     make = functools.partial(instantiate, cfg.model)
     batch = next(iter(data.train_dataloader()))
     return {
@@ -211,5 +212,8 @@ def outcome_of(cfg: DictConfig, learner: Learner, data: Any) -> dict:
         "speed": speed.probe(learner.model, batch, lambda model, batch: learner.loss(batch)) if cfg.probe else {},
         "validation": learner.scores["validation"]["all"],
         "test": test["all"],
-        "slices": [{"name": s.name, "values": s.values, "reason": "", **test[s.name]} for s in data.segments("test")],
+        "slices": [
+            {"name": s.name, "values": s.values, "reason": learner.not_run.get(s.name, ""), **test[s.name]}
+            for s in data.segments("test")
+        ],
     }

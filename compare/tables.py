@@ -375,8 +375,11 @@ def _p(p: float | None) -> Cell:
 
 def _scores(row: Row, seeds: list[int]) -> Cell:
     if not row.scores:
-        reason = next((run["reason"] for run in row.runs if run["reason"]), "no reason was recorded")
-        text = f"{row.runs[0]['outcome']}: {_short(reason.split(':')[0], 22)}"
+        if all(run["outcome"] == "finished" for run in row.runs):
+            text = "not run in part: see the notes"
+        else:
+            reason = next((run["reason"] for run in row.runs if run["reason"]), "no reason was recorded")
+            text = f"{row.runs[0]['outcome']}: {_short(reason.split(':')[0], 22)}"
         return Cell(text, (text,))
     shown = [seed for seed in seeds if seed in {run["seed"] for run in row.runs}]
     text = " ".join(f"{row.scores[seed]:.3f}" if seed in row.scores else "–" for seed in shown)

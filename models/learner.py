@@ -57,6 +57,7 @@ class Learner(L.LightningModule):
         self._seconds_before, self._started = 0.0, time.monotonic()
         self._loss_sum, self._loss_steps = 0.0, 0
         self._sums: dict[int, Tensor] = {}
+        self._not_run: dict[int, str] = {}
 
     # -- loss ---------------------------------------------------------------------------------------------------------
 
@@ -119,13 +120,18 @@ class Learner(L.LightningModule):
             logger.log_metrics({"lr": rate, **values, "trainer/global_step": self.global_step}, step=self.global_step)
 
     @property
+    def not_run(self) -> dict[str, str]:
+        """Of the test segments that the model could not run, by name, the reason."""
+        return {self.names["test"][i]: reason for i, reason in self._not_run.items()}
+
+    @property
     def seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
 
     # -- evaluation: exact over all scored targets of a segment, whatever the batches ---------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._sums = {}
+        self._sums, self._not_run = {}, {}
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -136,7 +142,16 @@ class Learner(L.LightningModule):
         sums = torch.stack([nats, right, torch.tensor(len(targets), dtype=torch.float64, device=nats.device)])
         self._sums[dataloader_idx] = self._sums.get(dataloader_idx, torch.zeros_like(sums)) + sums
 
-    test_step = validation_step
+    def test_step(self, batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx in self._not_run:
+            return
+        try:
+            self.validation_step(batch, batch_idx, dataloader_idx)
+        except (ValueError, RuntimeError) as error:  # too long for the mixer, or for the machine
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            self._not_run[dataloader_idx] = f"not run: {str(error).splitlines()[0]}"
+            self._sums.pop(dataloader_idx, None)
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
@@ -152,14 +167,17 @@ class Learner(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         scores = self._scores("test")
+        values = {f"test/{name}": s["score"] for name, s in scores.items() if math.isfinite(s["score"])}
         for logger in self.loggers:
-            logger.log_metrics({f"test/{name}": s["score"] for name, s in scores.items()}, step=self.global_step)
+            logger.log_metrics(values, step=self.global_step)
 
     def _scores(self, split: str) -> dict[str, dict[str, float]]:
-        names = self.names.get(split) or [str(i) for i in self._sums]
-        parts = {names[i]: sums for i, sums in self._sums.items()}
-        parts["all"] = torch.stack(list(self._sums.values())).sum(0)
-        self.scores[split] = {name: self._score(*sums.tolist()) for name, sums in parts.items()}
+        unknown = torch.full((3,), math.nan, dtype=torch.float64)  # and so is a mean that it belongs to
+        parts = self._sums | {i: unknown for i in self._not_run}
+        names = self.names.get(split) or [str(i) for i in range(len(parts))]
+        every = torch.stack([sums.cpu() for sums in parts.values()]).sum(0)
+        self.scores[split] = {names[i]: self._score(*parts[i].tolist()) for i in sorted(parts)}
+        self.scores[split]["all"] = self._score(*every.tolist())
         return self.scores[split]
 
     def _score(self, nats: float, right: float, n: float) -> dict[str, float]:

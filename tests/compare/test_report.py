@@ -72,6 +72,15 @@ def test_a_run_that_never_had_data_does_not_differ(record, stopped):
     assert "fnet seed 0: impossible: looks ahead: it does" in got.notes
 
 
+def test_a_slice_that_was_not_run_leaves_no_mean(record):
+    partly = record("linformer", 0)
+    partly["test"]["score"] = None
+    partly["slices"][-1] |= {"score": None, "reason": "not run: length 512 is above max_length=256"}
+    got = table([record("softmax", 0), partly])
+    assert "not run in part: see the notes" in [column.cell(got.rows[1]).text for column in tables.columns(got)]
+    assert "linformer seed 0, 32 pairs: not run: length 512 is above max_length=256" in got.notes
+
+
 def test_differences_pair_equal_seeds(record):
     records = runs(record, gla=[0.5, 0.6, 0.8], softmax=[0.4, 0.5, 0.5]) + [record("gla", 7, 0.0)]
     got = table(records)

@@ -151,6 +151,23 @@ def test_scores_are_exact_whatever_the_batches(tmp_path):
     assert net.scores["test"]["a"]["n"] == 42
 
 
+def test_a_segment_that_is_too_long_is_not_run_and_says_why(tmp_path, monkeypatch):
+    def forward(self, x, state=None, mask=None):
+        if x.shape[1] > 6:
+            raise ValueError(f"length {x.shape[1]} is above max_length=6")
+        return x, None
+
+    monkeypatch.setattr(Decay, "forward", forward)
+    net = learner()
+    net.names["test"] = ["short", "long"]
+    batches = [[(torch.ones(2, n, dtype=torch.int64),) * 2 + (None,)] * 2 for n in (6, 8)]
+    loaders = [torch.utils.data.DataLoader(part, batch_size=None) for part in batches]
+    trainer(tmp_path, 1).test(net, loaders, verbose=False)
+    assert net.not_run == {"long": "not run: length 8 is above max_length=6"}
+    assert net.scores["test"]["short"]["n"] == 24
+    assert math.isnan(net.scores["test"]["long"]["score"]) and math.isnan(net.scores["test"]["all"]["score"])
+
+
 def test_resume_goes_on_to_the_same_numbers(tmp_path):
     """Interrupted after step 4 of 9 and gone on with: parameters, curve and redrawn features are those of one run."""
     torch.manual_seed(5)
