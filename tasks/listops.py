@@ -122,7 +122,7 @@ class ListOps(Task):
         made, edges = [], [0, width]
         if split == "test":  # by length, in four slices
             low = self.bounds[0]
-            edges = [low + (width - low) * i // 4 for i in range(4)] + [width]
+            edges = [low + (width - low) * i // 4 for i in range(4)] + [width - 1]
         for low, high in zip(edges, edges[1:], strict=False):
             chosen = [(text, value) for text, value in trees if low < len(text) <= high] if split == "test" else trees
             if not chosen:

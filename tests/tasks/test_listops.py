@@ -1,0 +1,94 @@
+"""ListOps against an evaluator that was written apart from it, and against the Arena's statistics."""
+
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.listops import CLOSE, OPERATORS, PAD, WORDS, ListOps, listops, partial_value, value_of
+
+RULES = {
+    "[MIN": min,
+    "[MAX": max,
+    "[MED": lambda values: int(statistics.median(values)),
+    "[SM": lambda values: sum(values) % 10,
+}
+
+
+def evaluate(words):
+    """By recursive descent over the printed words, which it consumes."""
+    word = words.pop(0)
+    if word.isdigit():
+        return int(word)
+    values = []
+    while words[0] != "]":
+        values.append(evaluate(words))
+    words.pop(0)
+    return RULES[word](values)
+
+
+def printed(text):
+    return [WORDS[token] for token in text]
+
+
+def test_values_are_what_the_expressions_say():
+    for text, value in listops(300, 3, 200, seed=0, taken=set()):
+        words = printed(text)
+        assert evaluate(words) == value and not words
+        assert partial_value(text, depth=10) == value
+
+
+@given(st.integers(0, 3), st.lists(st.integers(0, 9), min_size=1, max_size=10))
+def test_operators(operator, children):
+    assert value_of(operator, children) == RULES[f"[{OPERATORS[operator]}"](children)
+
+
+def test_golden():
+    words = "[MAX 2 9 [MIN 4 7 ] 0 ]".split()
+    text = bytes(WORDS.index(word) for word in words)
+    assert partial_value(text, 10) == 9 and text[-1] == CLOSE
+    nested = bytes(WORDS.index(word) for word in "[SM 1 [MAX 2 [MIN 9 8 ] ] 3 ]".split())
+    assert [partial_value(nested, depth) for depth in (0, 1, 2)] == [4, 6, 2]
+    text, value = listops(1, 8, 16, seed=0, taken=set())[0]
+    assert " ".join(printed(text)) == "[MIN 9 5 [MED 8 9 2 ] ]" and value == 5
+
+
+def test_bounds_are_exclusive_and_trees_are_unique():
+    made = listops(400, 4, 10, seed=3, taken=set())
+    assert {len(text) for text, _ in made} <= {5, 6, 7, 8, 9} and len({text for text, _ in made}) == 400
+    with pytest.raises(ValueError, match="widen the bounds"):
+        listops(1, 10, 11, seed=0, taken=set())
+
+
+def test_padding_and_slices():
+    common = {"seed": 0, "order_seed": 0, "batch_size": 4}
+    task = ListOps(min_length=4, max_length=44, train=50, validation=20, test=400, **common)
+    (train,) = task.segments("train")
+    assert train.tokens.shape == (50, 44) and (train.tokens == PAD).equal(~train.mask)
+    slices = task.segments("test")
+    assert [s.name for s in slices] == [
+        "length 5 to 14",
+        "length 15 to 24",
+        "length 25 to 34",
+        "length 35 to 43",
+    ]
+    assert sum(map(len, slices)) == 400
+    for segment, low in zip(slices, (4, 14, 24, 34), strict=True):
+        lengths = segment.mask.sum(1)
+        assert low < lengths.min() and lengths.max() <= low + 10
+
+
+@pytest.mark.slow
+def test_the_arenas_statistics():
+    """Lengths 539/717/982/1334/1819 at p5/25/50/75/95; majority 17 %, root operator 36 %, depth 1 48.5 %, 2 68 %."""
+    common = {"seed": 0, "order_seed": 0, "batch_size": 4}
+    task = ListOps(min_length=500, max_length=2000, train=4000, validation=10, test=4000, **common)
+    lengths = statistics.quantiles([len(text) for text, _ in task.trees("train")], n=20)
+    assert [lengths[i] for i in (0, 4, 9, 14, 18)] == pytest.approx([539, 717, 982, 1334, 1819], rel=0.05)
+    scores = task.baselines()
+    assert scores["majority"] == pytest.approx(0.172, abs=0.02)
+    assert scores["root operator"] == pytest.approx(0.361, abs=0.02)
+    assert scores["operators to depth 1"] == pytest.approx(0.485, abs=0.03)
+    assert scores["operators to depth 2"] == pytest.approx(0.680, abs=0.03)
+    assert scores["operators to depth 3"] == pytest.approx(0.802, abs=0.03)

@@ -1,0 +1,74 @@
+"""Recall against a solver that was written apart from it, and against the law of its distances."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.base import IGNORE
+from tasks.recall import POWER, Recall, recall
+
+GOLDEN = (
+    [[5, 14, 2, 10, 7, 15, 5, 2, 2, 11, 12, 10, 7, 13, 14, 2]],
+    [[-100, -100, -100, -100, -100, -100, 14, -100, 10, -100, -100, -100, 15, -100, -100, -100]],
+)
+
+
+def solve(row, pairs):
+    """{place: answer} by reading the pairs, and then every second token behind them, as a person would."""
+    memory = {row[2 * i]: row[2 * i + 1] for i in range(pairs)}
+    return memory, {t: memory[row[t]] for t in range(2 * pairs, len(row), 2) if row[t] in memory}
+
+
+@st.composite
+def sizes(draw):
+    pairs = draw(st.integers(1, 12))
+    length = draw(st.integers(4 * pairs, 4 * pairs + 40))
+    return length, pairs, draw(st.integers(2 * pairs + 4, 200)), draw(st.integers(0, 2**40))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes())
+def test_every_question_has_the_answer_that_was_written(size):
+    length, pairs, vocabulary, seed = size
+    tokens, targets = recall(3, length, pairs, vocabulary, seed)
+    assert tokens.shape == targets.shape == (3, length)
+    assert 0 <= tokens.min() and tokens.max() < vocabulary
+    for row, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
+        memory, answers = solve(row, pairs)
+        asked = {t: target for t, target in enumerate(wanted) if target != IGNORE}
+        assert len(memory) == len(set(memory.values())) == pairs  # no key and no value twice
+        assert max(memory) < vocabulary // 2 <= min(memory.values())
+        assert sorted(row[t] for t in asked) == sorted(memory)  # each key is asked for once
+        assert asked.items() <= answers.items()
+
+
+def test_golden():
+    tokens, targets = recall(1, 16, 3, 16, seed=1)
+    assert tokens.tolist() == GOLDEN[0]
+    assert targets.tolist() == GOLDEN[1]
+
+
+def test_distances_follow_the_power_law():
+    tokens, targets = recall(40000, 18, 1, 8, seed=0)
+    gaps = (targets != IGNORE).int().argmax(1) // 2  # 1 ... 8
+    weight = torch.arange(1, 9).double() ** (POWER - 1)
+    seen = torch.bincount(gaps, minlength=9)[1:].double() / 40000
+    torch.testing.assert_close(seen, weight / weight.sum(), atol=0.01, rtol=0)
+
+
+def test_what_does_not_fit_is_said():
+    with pytest.raises(ValueError, match="length=15 has no room for 4 pairs and their questions: make it 16"):
+        recall(1, 15, 4, 64, 0)
+    with pytest.raises(ValueError, match="pairs=8 need as many keys"):
+        recall(1, 64, 8, 16, 0)
+
+
+def test_baselines():
+    size = {"length": 16, "n": 4}
+    splits = {"train": [size | {"pairs": 2}], "validation": [size | {"pairs": 2}]}
+    task = Recall(
+        vocabulary=32, seed=0, order_seed=0, batch_size=2, **splits, test=[size | {"pairs": 2}, size | {"pairs": 4}]
+    )
+    assert task.baselines() == {"chance": 1 / 16, "a value in sight": (4 + 4) / (4 * 2 + 4 * 4)}
+    assert [s.name for s in task.segments("test")] == ["length 16, 2 pairs", "length 16, 4 pairs"]
