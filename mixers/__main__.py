@@ -8,9 +8,12 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 CITATION = re.compile(r"\(([^()]*?\d{4})(?=[,;)])([^()]*)\)")  # (authors and year, link, where in the paper)
+HEAD = ("mixer", "family", "direction", "what", "paper")
+MARKS = ("<!-- mixers -->", "<!-- /mixers -->")
 LITERALS = {"true": True, "false": False, "null": None, "none": None}  # as yaml writes them
 
 
@@ -18,8 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mixers", description="Look at sequence mixers, and check them.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("list", help="every mixer: name, family, direction, paper")
-    command.add_argument("--markdown", action="store_true", help="the table of the README")
-    command.set_defaults(run=lambda options: list_mixers(options.markdown))
+    command.add_argument("--into", metavar="FILE", help="write the table into FILE, between its two mixers comments")
+    command.set_defaults(run=lambda options: list_mixers(options.into))
     command = commands.add_parser("show", help="a mixer's equation, knobs, parameters and scale")
     command.add_argument("name")
     command.set_defaults(run=lambda options: show(options.name))
@@ -35,32 +38,47 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def list_mixers(markdown: bool) -> int:
+def list_mixers(file: str | None = None) -> int:
     """One row per mixer, for people or for the README."""
     from rich.console import Console
     from rich.table import Table
 
-    from mixers import registry
-
-    head, rows = ("mixer", "family", "direction", "what", "paper"), []
-    for name in registry.names():
-        target = registry.target_of(registry.knobs(name))
-        ways = {(True, False): "either", (True,): "causal", (False,): "looks ahead"}
-        title, paper, link = citation(target)
-        family = target.__module__.rpartition(".")[0].rpartition(".")[2]
-        cell = f"[{paper}]({link})" if markdown and link else paper
-        rows.append((name, family, ways[tuple(registry.directions(name))], title, cell))
-    if markdown:
-        for row in (head, ("---",) * len(head), *rows):
-            print(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |")
+    if file is not None:
+        path = Path(file)
+        before, start, rest = path.read_text().partition(MARKS[0])
+        _, end, after = rest.partition(MARKS[1])
+        if not end:
+            raise ValueError(f"{file} lacks the lines {MARKS[0]} and {MARKS[1]}: put them where the table belongs")
+        path.write_text(f"{before}{start}\n\n{markdown()}\n{end}{after}")
         return 0
     table = Table(box=None, header_style="bold")
-    for cell in head:
-        table.add_column(cell, no_wrap=cell in head[:3])  # what one would type stays whole
-    for row in rows:
+    for cell in HEAD:
+        table.add_column(cell, no_wrap=cell in HEAD[:3])  # what one would type stays whole
+    for row, _ in rows():
         table.add_row(*row)
     Console(markup=False).print(table)
     return 0
+
+
+def markdown() -> str:
+    lines = [HEAD, ("---",) * len(HEAD)]
+    for row, link in rows():
+        lines.append((*row[:-1], f"[{row[-1]}]({link})" if link else row[-1]))
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def rows() -> Iterator[tuple[tuple[str, ...], str]]:
+    """(name, family, direction, what it is, paper) and the paper's link, sorted by family."""
+    from mixers import registry
+
+    ways = {(True, False): "either", (True,): "causal", (False,): "looks ahead"}
+    found = []
+    for name in registry.names():
+        target = registry.target_of(registry.knobs(name))
+        title, paper, link = citation(target)
+        family = target.__module__.rpartition(".")[0].rpartition(".")[2]
+        found.append(((name, family, ways[tuple(registry.directions(name))], title, paper), link))
+    yield from sorted(found, key=lambda row: row[0][1::-1])
 
 
 def show(name: str) -> int:

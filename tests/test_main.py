@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mixers import registry
-from mixers.__main__ import citation, knob, main
+from mixers.__main__ import citation, knob, main, markdown
 from mixers.base import Mixer
 from mixers.testing import CHECKS
 
@@ -48,18 +48,29 @@ def test_list_has_a_row_per_mixer(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["list"]) == 0
     first = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[1:2].strip()]
-    assert first == ["mixer", *registry.names()]
+    assert first[0] == "mixer" and sorted(first[1:]) == registry.names()
 
 
-def test_the_markdown_table_is_rectangular_and_complete(capsys):
-    assert main(["list", "--markdown"]) == 0
-    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
-    assert [row[0] for row in rows[2:]] == registry.names()
+def test_the_markdown_table_is_rectangular_and_complete():
+    rows = [line.strip("| ").split(" | ") for line in markdown().splitlines()]
+    assert sorted(row[0] for row in rows[2:]) == registry.names()
     gla = next(row for row in rows if row[0] == "gla")
     assert gla[1:3] == ["linear_attention", "causal"]
     assert gla[-1] == "[Yang et al., 2023](https://arxiv.org/abs/2312.06635)"
     directions = {row[0]: row[2] for row in rows[2:]}
     assert (directions["softmax"], directions["fnet"]) == ("either", "looks ahead")
+
+
+def test_the_table_of_the_readme_is_current(tmp_path, capsys):
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    assert main(["list", "--into", str(copy)]) == 0
+    current = "the README's table is old: run `python -m mixers list --into README.md`"
+    assert copy.read_text() == (ROOT / "README.md").read_text(), current
+    copy.write_text("no marks")
+    assert main(["list", "--into", str(copy)]) == 2
+    assert "lacks the lines <!-- mixers --> and <!-- /mixers -->" in capsys.readouterr().err
+    assert copy.read_text() == "no marks"
 
 
 @pytest.mark.parametrize(
