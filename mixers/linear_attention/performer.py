@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from mixers.base import Mixer, State
 from mixers.feature_maps import orthogonal_features
 from mixers.layers import heads, merge, normalised, per_head
-from mixers.ops.decay import exact
+from mixers.ops.precision import exact
 
 EPS = 1e-4
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixers.ops.decay import exact, wide
+from mixers.ops.precision import exact, wide
 
 DIRECT = 16  # up to this many taps a direct sum is faster than two transforms
 

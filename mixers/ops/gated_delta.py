@@ -10,10 +10,10 @@ triangular system; Yang et al., 2024 (https://arxiv.org/abs/2412.06464, eq. 10) 
 import torch
 from torch import Tensor
 
-from mixers.ops.decay import between, chunks, exact, since_start, until_end, wide
-
-CHUNK = 64
-CHANNEL_CHUNK = 16  # see linear_attention.py
+from mixers.ops import chunks
+from mixers.ops.chunks import Recurrence, kept, walk
+from mixers.ops.decay import decay_of
+from mixers.ops.precision import exact
 
 
 def gated_delta_definition(q, k, p, z, g=None, state=None):
@@ -44,39 +44,70 @@ def delta_rule(
 def gated_delta(
     q: Tensor, k: Tensor, p: Tensor, z: Tensor, g: Tensor | None = None, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """q, k, p (B, H', T, K); z (B, H, T, V), H a multiple of each H'; g None, (B, H, T, 1) or (B, H, T, K): log-decay
+    """q, k, p (B, H', T, K); z (B, H, T, V), H a multiple of H'; g None, (B, H, T, 1) or (B, H, T, K): log-decay
     <= 0, -inf forgets everything; state (B, H, K, V). Returns o (B, H, T, V) in z's dtype and the state after the
-    last step, in float32 at least. q is scaled by the caller. Time and memory are linear in T.
+    last step, in float32 at least. q is scaled by the caller. Time and memory are linear in T. Its gradient cannot be
+    differentiated again.
     """
-    given, dtype, T = z.dtype, wide(z.dtype), z.shape[2]
-    size = max(1, min(CHUNK if g is None or g.shape[3] == 1 else CHANNEL_CHUNK, T))
-    q, k, p = (x.repeat_interleave(z.shape[1] // x.shape[1], 1) for x in (q, k, p))
-    q, k, p, z = (chunks(x.to(dtype), size) for x in (q, k, p, z))
+    size = chunks.CHUNK if g is None or g.shape[3] == 1 else chunks.CHANNEL_CHUNK
+    return walk(GatedDelta, state, size, q, k, p, g, z)
 
-    below = torch.ones(size, size, dtype=torch.bool, device=q.device).tril(-1)
-    if g is None:
-        recall, attend = p @ k.mT, (q @ k.mT).tril()
-        p_start, q_start, k_end, keep = p, q, k, None
-    else:
-        g = chunks(g.to(dtype), size)
-        decay, start = between(g), since_start(g).exp()
-        if g.shape[-1] == 1:
-            recall, attend = (p @ k.mT) * decay.squeeze(-1), (q @ k.mT) * decay.squeeze(-1)
-        else:
-            decayed = k.unsqueeze(-3) * decay
-            recall, attend = (decayed @ p.unsqueeze(-1)).squeeze(-1), (decayed @ q.unsqueeze(-1)).squeeze(-1)
-        p_start, q_start, k_end = p * start, q * start, k * until_end(g).exp()
-        keep = g.sum(-2).exp().unsqueeze(-1)
-    # U = (I + L)^{-1} (Z - P S): solved by substitution, since powers of L overflow for keys that resemble each other
-    system = recall.masked_fill(~below, 0)
-    solved = torch.linalg.solve_triangular(system, torch.cat([p_start, z], -1), upper=False, unitriangular=True)
-    W, U = solved.split([p.shape[-1], z.shape[-1]], -1)
 
-    S = torch.zeros_like(k[:, :, 0].mT @ z[:, :, 0]) if state is None else state.to(dtype)
+class GatedDelta(Recurrence):
+    """With L = strict scores of p and k, the values that are really written solve (I + L) U = Z - read(P) S.
+
+    I + L is inverted by substitution: powers of L, as in a Neumann series, overflow for keys that resemble each other.
+    """
+
+    @staticmethod
+    def forward(S, q, k, p, g, z):
+        decay = decay_of(g)
+        ks = decay.age(k)
+        inverse = invert(decay.scores(p, ks, strict=True))
+        starts, U, S = solve(S, inverse, decay.read(p), decay.leave(k), z, decay.keep)
+        return decay.read(q) @ starts + decay.scores(q, ks) @ U, S
+
+    @staticmethod
+    def backward(S, do, dS, q, k, p, g, z):
+        decay = decay_of(g)
+        ks = decay.age(k)
+        inverse, A = invert(decay.scores(p, ks, strict=True)), decay.scores(q, ks)
+        q_read, p_read, k_left = decay.read(q), decay.read(p), decay.leave(k)
+        starts, U, _ = solve(S, inverse, p_read, k_left, z, decay.keep)
+
+        dU, inherited, ends, dzs = A.mT @ do, q_read.mT @ do, [], []
+        for n in range(do.shape[-3] - 1, -1, -1):
+            ends.append(dS)
+            dz = inverse[..., n, :, :].mT @ (dU[..., n, :, :] + k_left[..., n, :, :] @ dS)
+            dS = kept(dS, n, (decay.keep,)) + inherited[..., n, :, :] - p_read[..., n, :, :].mT @ dz
+            dzs.append(dz)
+        ends, dz = torch.stack(ends[::-1], -3), torch.stack(dzs[::-1], -3)
+
+        dq, dks = decay.scores_grad(do @ U.mT, q, ks)
+        dp, more = decay.scores_grad(-(dz @ U.mT), p, ks, strict=True)
+        dk = decay.age_grad(add(dks, more), ks) + decay.leave_grad(U @ ends.mT, k_left)
+        dq = dq + decay.read_grad(do @ starts.mT, q_read)
+        dp = dp + decay.read_grad(-(dz @ starts.mT), p_read)
+        decay.keep_grad(starts, ends)
+        return dS, dq, dk, dp, decay.gradient(), dz
+
+
+def invert(L: Tensor) -> Tensor:
+    """(I + L)^{-1} of strictly lower triangular L (..., C, C)."""
+    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
+    return torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False, unitriangular=True)
+
+
+def solve(S: Tensor, inverse: Tensor, p_read: Tensor, k_left: Tensor, z: Tensor, keep: Tensor | None):
+    """Chunk by chunk: the states that they begin with, what they write, and the last state."""
     starts, written = [], []
-    for n, (w, u, k_n) in enumerate(zip(W.unbind(2), U.unbind(2), k_end.unbind(2), strict=True)):
+    for n in range(z.shape[-3]):
         starts.append(S)
-        written.append(u - w @ S)
-        S = (S if keep is None else keep[:, :, n] * S) + k_n.mT @ written[-1]
-    o = q_start @ torch.stack(starts, 2) + attend @ torch.stack(written, 2)
-    return o.flatten(2, 3)[:, :, :T].to(given), S
+        written.append(inverse[..., n, :, :] @ (z[..., n, :, :] - p_read[..., n, :, :] @ S))
+        S = kept(S, n, (keep,)) + k_left[..., n, :, :].mT @ written[-1]
+    return torch.stack(starts, -3), torch.stack(written, -3), S
+
+
+def add(a, b):
+    """Two gradients of what `age` made, which is a tensor or a list of them."""
+    return [x + y for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a + b

@@ -13,10 +13,10 @@ section 4) per channel.
 import torch
 from torch import Tensor
 
-from mixers.ops.decay import between, chunks, exact, since_start, until_end, wide
-
-CHUNK = 64  # without decay, or with one number per head
-CHANNEL_CHUNK = 16  # with one per channel: the exact products take 16 numbers per token and channel
+from mixers.ops import chunks
+from mixers.ops.chunks import Recurrence, carry, carry_grad, walk
+from mixers.ops.decay import ChannelDecay, NoDecay, decay_of
+from mixers.ops.precision import exact, wide
 
 
 def linear_attention_definition(q, k, v, g=None, state=None, *, u=None, gv=None):
@@ -51,59 +51,58 @@ def linear_attention(
     """q, k (B, H', T, K); v (B, H, T, V), H a multiple of H'; g None, (B, H, T, 1) or (B, H, T, K): log-decay <= 0,
     -inf forgets everything; state (B, H, K, V); u (H, K); gv (B, H, T, V). Returns o (B, H, T, V) in v's dtype and
     the state after the last step, in float32 at least. q is scaled by the caller. Time and memory are linear in T.
+    Its gradient cannot be differentiated again.
     """
-    if v.shape[1] % k.shape[1]:
-        raise ValueError(f"v has {v.shape[1]} heads and k {k.shape[1]}: the former must be a multiple of the latter")
-    given, dtype, T, heads = v.dtype, wide(v.dtype), v.shape[2], (k.shape[1], v.shape[1] // k.shape[1])
     per_channel = gv is not None or (g is not None and g.shape[3] > 1)
-    size = max(1, min(CHANNEL_CHUNK if per_channel else CHUNK, T))
-    # (B, H', H / H', n, C, .): grouped heads broadcast
-    q, k = (chunks(x.to(dtype), size).unsqueeze(2) for x in (q, k))
-    v = chunks(v.to(dtype), size).unflatten(1, heads)
-    g, gv = (None if x is None else chunks(x.to(dtype), size).unflatten(1, heads) for x in (g, gv))
-
-    attend, from_start, to_end, keep = weights(q, k, g, exclusive=u is not None)
-    value_decay = None if gv is None else between(gv)
-    if value_decay is None:
-        o = attend @ v
-        writes = to_end.mT @ v
-    else:
-        o = (attend.unsqueeze(-1) * value_decay * v.unsqueeze(-3)).sum(-2)
-        writes = to_end.mT @ (v * until_end(gv).exp())
+    size = chunks.CHANNEL_CHUNK if per_channel else chunks.CHUNK
+    o, S = walk(Inclusive if u is None else Exclusive, state, size, q, k, g, gv, v)
     if u is not None:
-        bonus = (q * u.to(dtype).unflatten(0, heads)[None, :, :, None, None] * k).sum(-1, keepdim=True)
-        o = o + bonus * v
-
-    S = torch.zeros_like(writes[:, :, :, 0]) if state is None else state.to(dtype).unflatten(1, heads)
-    value_keep = None if gv is None else gv.sum(-2).exp().unsqueeze(-2)
-    starts = []
-    for n, write in enumerate(writes.unbind(3)):
-        starts.append(S)
-        S = S if keep is None else keep[:, :, :, n] * S
-        S = (S if value_keep is None else value_keep[:, :, :, n] * S) + write
-    if starts:
-        inherited = from_start @ torch.stack(starts, 3)
-        o = o + (inherited if gv is None else inherited * since_start(gv).exp())
-    return o.flatten(3, 4)[:, :, :, :T].flatten(1, 2).to(given), S.flatten(1, 2)
+        few, dtype = q.shape[1], wide(v.dtype)
+        bonus = (
+            q.to(dtype).unsqueeze(2) * u.to(dtype).unflatten(0, (few, -1)).unsqueeze(2) * k.to(dtype).unsqueeze(2)
+        ).sum(-1)
+        o = o + (bonus.flatten(1, 2).unsqueeze(-1) * v).to(o.dtype)
+    return o, S
 
 
-def weights(q: Tensor, k: Tensor, g: Tensor | None, exclusive: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """What decay makes of q and k (..., n, C, K) inside chunks, q reading before the write if `exclusive`.
+class Inclusive(Recurrence):
+    """The read comes after the write."""
 
-    attend (..., C, C), row i on column j: q_i . k_j, decayed from j to i; from_start, to_end (..., C, K): q decayed
-    since the chunk's start, k until its end; keep (..., n, 1 or K, 1): what the chunk leaves of the state, None for
-    all of it.
-    """
-    size = q.shape[-2]
-    if g is None:
-        visible = torch.ones(size, size, dtype=torch.bool, device=q.device).tril(-1 if exclusive else 0)
-        return (q @ k.mT).masked_fill(~visible, 0), q, k, None
-    decay, start = between(g), since_start(g)
-    if exclusive:  # the read at i has seen the decays before i
-        decay = torch.cat([torch.zeros_like(decay[..., :1, :, :]), decay[..., :-1, :, :]], -3)
-        start = torch.cat([torch.zeros_like(start[..., :1, :]), start[..., :-1, :]], -2)
-    if g.shape[-1] == 1:
-        attend = (q @ k.mT) * decay.squeeze(-1)
-    else:
-        attend = (q.unsqueeze(-2) * k.unsqueeze(-3) * decay).sum(-1)
-    return attend, q * start.exp(), k * until_end(g).exp(), g.sum(-2).exp().unsqueeze(-1)
+    before = False
+
+    @classmethod
+    def forward(cls, S, q, k, g, gv, v):
+        decay, values = decay_of(g), NoDecay() if gv is None else ChannelDecay(gv)
+        A = decay.scores(q, decay.age(k), cls.before)
+        starts, S = carry(decay.leave(k).mT @ values.leave(v), S, decay.keep, side(values.keep))
+        return values.mix(A, values.age(v)) + values.read(decay.read(q, cls.before) @ starts), S
+
+    @classmethod
+    def backward(cls, S, do, dS, q, k, g, gv, v):
+        decay, values = decay_of(g), NoDecay() if gv is None else ChannelDecay(gv)
+        ks, vs, before = decay.age(k), values.age(v), cls.before
+        A, k_left, v_left, q_read = decay.scores(q, ks, before), decay.leave(k), values.leave(v), decay.read(q, before)
+        starts, _ = carry(k_left.mT @ v_left, S, decay.keep, side(values.keep))
+        o_read = values.read(q_read @ starts)
+        do_read = values.read_grad(do, o_read)
+        ends, dS = carry_grad(q_read.mT @ do_read, dS, decay.keep, side(values.keep))
+
+        dA, dvs = values.mix_grad(do, A, vs)
+        dq, dks = decay.scores_grad(dA, q, ks, before)
+        dq = dq + decay.read_grad(do_read @ starts.mT, q_read, before)
+        dk = decay.age_grad(dks, ks) + decay.leave_grad(v_left @ ends.mT, k_left)
+        dv = values.age_grad(dvs, vs) + values.leave_grad(k_left @ ends, v_left)
+        decay.keep_grad(starts if values.keep is None else starts * side(values.keep), ends)
+        values.keep_grad((starts if decay.keep is None else starts * decay.keep).mT, ends.mT)
+        return dS, dq, dk, decay.gradient(), values.gradient(), dv
+
+
+class Exclusive(Inclusive):
+    """The read comes before the decay and the write of its step."""
+
+    before = True
+
+
+def side(keep: Tensor | None) -> Tensor | None:
+    """Of the values' decay, on the state's second dimension."""
+    return None if keep is None else keep.mT

@@ -10,7 +10,7 @@ no logarithm and no quotient, so a may be zero, negative or complex.
 import torch
 from torch import Tensor
 
-from mixers.ops.decay import exact, wide
+from mixers.ops.precision import exact, wide
 
 CHUNK = 32
 

@@ -1,0 +1,26 @@
+"""In what precision engines compute."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of states, sums and exponents: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def exact(engine: Callable) -> Callable:
+    """The engine outside of autocast, which would round states and sums to bfloat16."""
+
+    @functools.wraps(engine)
+    def wrapped(*tensors, **options):
+        kind = next(x for x in (*tensors, *options.values()) if isinstance(x, Tensor)).device.type
+        if kind == "meta" or not torch.is_autocast_enabled(kind):  # meta tensors know no autocast
+            return engine(*tensors, **options)
+        with torch.autocast(kind, enabled=False):
+            return engine(*tensors, **options)
+
+    return wrapped
