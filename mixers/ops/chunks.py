@@ -13,7 +13,8 @@ from mixers.ops.precision import wide
 
 CHUNK = 64  # without decay, or with one number per head
 CHANNEL_CHUNK = 16  # with one per channel: pairs are walked one by one
-SEGMENT = 512  # what is recomputed at once; small enough that its intermediates stay in the cache
+SEGMENT = 512  # tokens that are recomputed at once,
+AT_ONCE = 2048  # and how many of them times heads and rows: what is in work should stay in the cache
 
 
 class Recurrence:
@@ -48,9 +49,19 @@ def walk(recurrence: type[Recurrence], state: Tensor | None, size: int, *xs: Ten
     dtype = wide(given[-1].dtype)
     if state is None:
         state = torch.zeros(B, H, given[1].shape[-1], V, dtype=dtype, device=given[0].device)
-    if not T:
+    if not B * T:
         return given[-1], state.to(dtype)
-    return _Walk.apply(recurrence, (few, H // few), max(1, min(size, T)), state.to(dtype), *xs)
+    rows = max(1, AT_ONCE // (H * min(T, SEGMENT)))
+    pieces = [
+        _Walk.apply(recurrence, (few, H // few), min(size, T), S, *piece)
+        for S, *piece in zip(*(cut(x, rows, B) for x in (state.to(dtype), *xs)), strict=True)
+    ]
+    return pieces[0] if len(pieces) == 1 else tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+
+
+def cut(x: Tensor | None, rows: int, batch: int) -> tuple[Tensor | None, ...]:
+    """x (B, ...) in pieces of so many rows."""
+    return (None,) * -(-batch // rows) if x is None else x.split(rows)
 
 
 def carry(write: Tensor, S: Tensor, *keeps: Tensor | None) -> tuple[Tensor, Tensor]:
