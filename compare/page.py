@@ -5,7 +5,7 @@ import json
 from html import escape
 
 from compare import results
-from compare.tables import Column, Comparison, Row, Table, columns
+from compare.tables import Column, Comparison, Row, Table, columns, slices
 
 STYLE = """
 :root { color-scheme: light; --ink: #1d2127; --soft: #646b75; --line: #e3e6ea; --tint: #f7f8fa; --link: #0a58a8; }
@@ -22,11 +22,12 @@ section { margin-top: 3rem; padding-top: 1.5rem; border-top: 1px solid var(--lin
 .verdict { font-size: 1.08rem; margin: 0.6rem 0 1.2rem; max-width: 60rem; }
 .warning { border-left: 3px solid #d9a400; background: #fff9e6; padding: 0.6rem 0.9rem; font-size: 0.9rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 0.83rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.42rem 0.5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; width: 100%; font-size: 0.8rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.42rem 0.4rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; border-bottom-color: #b9bfc7; vertical-align: bottom; padding-top: 0; }
 th.left, td.left { text-align: left; }
-td.scores { white-space: normal; min-width: 10rem; max-width: 13rem; }
+td.scores { white-space: normal; min-width: 8rem; max-width: 11rem; }
+.slices { margin-top: 1.2rem; } .slices table { width: auto; } .slices td, .slices th { padding: 0.25rem 0.8rem; }
 th:first-child, td:first-child { padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 td:first-child { font-weight: 600; }
@@ -111,6 +112,7 @@ def _section(table: Table, figures: list | None, instead: str) -> str:
 <p class="quiet">{escape(direction)}</p>
 <p class="verdict">{escape(table.verdict)}</p>
 {_grid(table)}
+{_slices(table)}
 <ul>{notes}</ul>
 {missing}<div class="figures">{drawn}</div>
 {_details(table)}
@@ -127,6 +129,18 @@ def _grid(table: Table) -> str:
         cells = {"mixer": (name, name), "mean": (f"{value:.3f}", value), "outcome": ("reference", "reference")}
         body += f'<tr class="reference">{"".join(_cell(c, *cells.get(c.names[0], ("", ""))) for c in shown)}</tr>'
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _slices(table: Table) -> str:
+    head, *lines = slices(table) or [[]]
+    if not lines:
+        return ""
+    body = "".join(
+        "<tr>" + "".join(f"<td{' class=left' * (not i)}>{escape(cell)}</td>" for i, cell in enumerate(line)) + "</tr>"
+        for line in lines
+    )
+    cells = "".join(f"<th{' class=left' * (not i)} scope=col>{escape(cell)}</th>" for i, cell in enumerate(head))
+    return f'<div class="scroll slices"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _row(row: Row, shown: list[Column]) -> str:

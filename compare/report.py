@@ -11,7 +11,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from compare import results
-from compare.tables import Column, Comparison, Table, columns, compare
+from compare.tables import Column, Comparison, Table, columns, compare, slices
 
 __all__ = ["Comparison", "compare", "report"]
 
@@ -58,6 +58,7 @@ def terminal(table: Table, console: Console) -> RenderableType:
     return Group(
         Text.assemble(("\n" + table.task, "bold"), (f"   {_direction(table)}", "dim")),
         *(_grid(table, part) for part in parts),
+        *_slices(table),
         Padding(Text(table.verdict), (0, 1)),
         *(Padding(Text(note, style="dim"), (0, 1)) for note in table.notes),
     )
@@ -85,6 +86,16 @@ def _grid(table: Table, shown: list[Column]) -> Grid:
     return grid
 
 
+def _slices(table: Table) -> list[Grid]:
+    head, *lines = slices(table) or [[]]
+    grid = Grid(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, padding=(0, 1))
+    for i, cell in enumerate(head):
+        grid.add_column(Text(cell), justify="right" if i else "left", overflow="fold")
+    for line in lines:
+        grid.add_row(*map(Text, line))
+    return [grid] if lines else []
+
+
 def _direction(table: Table) -> str:
     return f"test {table.metric}, {'higher' if table.higher else 'lower'} is better"
 
@@ -100,6 +111,9 @@ def markdown(comparison: Comparison) -> str:
         for name, value in table.references.items():
             cells = {"mixer": name, "mean": f"{value:.3f}", "outcome": "reference"}
             lines.append(_line(cells.get(column.names[0], "") for column in shown))
+        head, *parts = slices(table) or [[]]
+        if parts:
+            lines += ["", _line(head), _line("---" for _ in head), *map(_line, parts)]
         lines += ["", f"**{table.verdict}**", "", *(f"- {note}" for note in table.notes), ""]
     return "\n".join(lines)
 

@@ -354,6 +354,29 @@ def columns(table: Table) -> list[Column]:
     return [column for column in every if any(column.cell(row).text for row in table.rows)]
 
 
+def slices(table: Table) -> list[list[str]]:
+    """The mean score over seeds: headings, then a line per slice, a column per mixer. [] where there is one slice."""
+    found: dict[str, dict[str, list[dict]]] = {}
+    for row in table.rows:
+        for run in row.runs:
+            for part in run.get("slices") or []:
+                found.setdefault(part["name"], {}).setdefault(row.label, []).append(part)
+    if len(found) < 2:
+        return []
+    labels = [row.label for row in table.rows if any(row.label in parts for parts in found.values())]
+    lines = [["slice", *labels]]
+    for name, parts in found.items():
+        lines.append([name, *(_slice(parts.get(label, [])) for label in labels)])
+    return lines
+
+
+def _slice(parts: list[dict]) -> str:
+    scores = [part["score"] for part in parts if part.get("score") is not None and not part.get("reason")]
+    if len(scores) < len(parts):
+        return "not run"
+    return f"{stats.mean(scores):.3f}" if scores else ""
+
+
 _GAP = Cell("", (None, None, None))
 
 

@@ -81,6 +81,15 @@ def test_a_slice_that_was_not_run_leaves_no_mean(record):
     assert "linformer seed 0, 32 pairs: not run: length 512 is above max_length=256" in got.notes
 
 
+def test_slices_are_means_over_seeds(record):
+    other = record("gla", 1, 0.2)
+    other["slices"][0] |= {"score": None, "reason": "not run: too long"}
+    got = tables.slices(table([record("softmax", 0, 0.8), record("softmax", 1, 0.4), other]))
+    assert got[0] == ["slice", "softmax", "gla"]
+    assert got[1] == ["4 pairs", f"{0.6 * 8 / 11:.3f}", "not run"]
+    assert got[4] == ["32 pairs", f"{0.6 * 8 / 39:.3f}", f"{0.2 * 8 / 39:.3f}"]
+
+
 def test_differences_pair_equal_seeds(record):
     records = runs(record, gla=[0.5, 0.6, 0.8], softmax=[0.4, 0.5, 0.5]) + [record("gla", 7, 0.0)]
     got = table(records)
