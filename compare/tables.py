@@ -190,7 +190,7 @@ def _table(task: str, runs: list[dict]) -> Table:
     higher = metric["higher_is_better"]
     return Table(
         task=task,
-        metric=metric["name"],
+        metric=metric["name"].replace("_", " "),
         higher=higher,
         rows=rows,
         references=references,

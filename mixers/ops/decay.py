@@ -100,15 +100,17 @@ class ScalarDecay(NoDecay):
         return A.tril_(-1) if strict else A
 
     def scores_grad(self, dA, x, ys, before=False, strict=False):
-        dP = dA * self.pairs(before)
-        own = None
-        if not before:  # j = i has no decay: kept out of the sums
-            own = dP.diagonal(dim1=-2, dim2=-1).unsqueeze(-1).clone()
-            dP = dP.tril_(-1)
+        dP, s = dA * self.pairs(before), 1 if before else 0
+        own = dP.diagonal(-s, -2, -1).unsqueeze(-1).clone()  # pairs without any decay between: kept out of the sums
+        dP = dP.tril_(-s - 1)
         dx, dys = dP @ ys, dP.mT @ x
         self._reads((x * dx).sum(-1, keepdim=True), before)
         self.rows = self.rows - (ys * dys).sum(-1, keepdim=True)
-        return (dx, dys) if own is None or strict else (dx + own * ys, dys + own * x)
+        if not strict:
+            rows = x.shape[-2] - s
+            dx[..., s:, :] += own * ys[..., :rows, :]
+            dys[..., :rows, :] += own * x[..., s:, :]
+        return dx, dys
 
     def mix(self, A, ys):
         raise NotImplementedError("a decay of the values is one number per channel")
@@ -235,3 +237,8 @@ def earlier(x: Tensor) -> Tensor:
 def total(x: Tensor, like: Tensor) -> Tensor:
     """x, summed over the heads that share what is of the shape of `like`."""
     return x.sum(2, keepdim=True) if x.shape[2] != like.shape[2] else x
+
+
+def add(a, b):
+    """Two gradients of what `age` made, which is a tensor or a list of them."""
+    return [x + y for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a + b

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mixers.ops import chunks
 from mixers.ops.chunks import Recurrence, kept, walk
-from mixers.ops.decay import decay_of
+from mixers.ops.decay import add, decay_of
 from mixers.ops.precision import exact
 
 
@@ -106,8 +106,3 @@ def solve(S: Tensor, inverse: Tensor, p_read: Tensor, k_left: Tensor, z: Tensor,
         written.append(inverse[..., n, :, :] @ (z[..., n, :, :] - p_read[..., n, :, :] @ S))
         S = kept(S, n, (keep,)) + k_left[..., n, :, :].mT @ written[-1]
     return torch.stack(starts, -3), torch.stack(written, -3), S
-
-
-def add(a, b):
-    """Two gradients of what `age` made, which is a tensor or a list of them."""
-    return [x + y for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a + b

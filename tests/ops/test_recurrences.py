@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mixers.ops import chunks
+from mixers.ops import dplr as low_rank
 from mixers.ops import gated_delta as delta
 from mixers.ops import linear_attention as linear
 
@@ -87,6 +88,35 @@ def test_gated_delta(T, kind, carried, dtype):
     assert both(delta.gated_delta, delta.gated_delta_definition, inputs) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("kind", ["none", "scalar", "channel"])
+@pytest.mark.parametrize("T", LENGTHS)
+def test_dplr(T, kind, carried, dtype):
+    torch.manual_seed(0)
+    k, b = (F.normalize(torch.randn(B, H, T, K, dtype=dtype), dim=-1) for _ in range(2))
+    inputs = {
+        "q": torch.randn(B, H, T, K, dtype=dtype),
+        "k": k,
+        "v": torch.randn(B, 2 * H, T, V, dtype=dtype),
+        "a": -torch.rand(B, H, T, 1, dtype=dtype) * b,
+        "b": b,
+        "g": decays(kind, 2 * H, T, dtype),
+        "state": torch.randn(B, 2 * H, K, V, dtype=dtype) if carried else None,
+    }
+    assert both(low_rank.dplr, low_rank.dplr_definition, inputs) < TOLERANCE[dtype]
+
+
+def test_dplr_erases_before_the_decay():
+    """(diag(e^g) - k p^T) S + k z^T, which gated_delta is once p has seen the decay."""
+    torch.manual_seed(0)
+    q, z = torch.randn(1, H, 40, K, dtype=torch.float64), torch.randn(1, H, 40, V, dtype=torch.float64)
+    k, g = F.normalize(torch.randn_like(q), dim=-1), -torch.rand_like(q)
+    expected = delta.gated_delta(q, k, 0.7 * k, z, g)
+    for a, b in zip(low_rank.dplr(q, k, z, -k, 0.7 * k * g.exp(), g), expected, strict=True):
+        assert error(a, b) < 1e-10
+
+
 @pytest.mark.parametrize("value", [0.0, -50.0, -1e4, -torch.inf])
 @pytest.mark.parametrize("every", [1, 5])
 @pytest.mark.parametrize("width", [1, K])
@@ -103,6 +133,8 @@ def test_extreme_decays(value, every, width):
     assert both(linear.linear_attention, linear.linear_attention_definition, inputs) < 1e-4
     inputs = {"q": q, "k": k, "p": beta * k, "z": beta * v, "g": g}
     assert both(delta.gated_delta, delta.gated_delta_definition, inputs) < 1e-4
+    inputs = {"q": q, "k": k, "v": v, "a": -beta * k, "b": k, "g": g}
+    assert both(low_rank.dplr, low_rank.dplr_definition, inputs) < 1e-4
 
 
 def test_no_drift_over_a_long_sequence(monkeypatch):
@@ -190,4 +222,5 @@ def test_gradcheck():
     g = (-torch.rand(1, 1, 5, 2, dtype=torch.float64)).requires_grad_()
     S = torch.randn(1, 1, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(linear.linear_attention, (q, k, v, g, S))
+    assert torch.autograd.gradcheck(lambda q, k, v, g, S: low_rank.dplr(q, k, v, k, q, g, S), (q, k, v, g, S))
     assert torch.autograd.gradcheck(lambda q, k, z, g, S: delta.gated_delta(q, k, k * 0.5, z, g, S), (q, k, v, g, S))
