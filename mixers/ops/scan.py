@@ -2,9 +2,10 @@
 
     h_t = a_t * h_{t-1} + b_t
 
-Blelloch, 1990 (Prefix sums and their applications, section 1.4): (a, b) and (a', b') compose to (a' a, a' b + b').
-Inside a chunk the composition doubles its reach at each step; the carry walks over chunks. Only products of a occur,
-no logarithm and no quotient, so a may be zero, negative or complex.
+On a CPU the loop itself, one fused operation per step, is the fastest. Elsewhere each step would be a launch: there,
+(a, b) and (a', b') compose to (a' a, a' b + b') (Blelloch, 1990, Prefix sums and their applications, section 1.4), and
+inside a chunk the composition doubles its reach at each step, while the carry walks over chunks. Only products of a
+occur, no logarithm and no quotient, so a may be zero, negative or complex.
 """
 
 import torch
@@ -36,8 +37,35 @@ def scan(a: Tensor, b: Tensor, state: Tensor | None = None) -> tuple[Tensor, Ten
     return _Scan.apply(a.expand_as(b), b, state)
 
 
-def _run(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
-    """The recurrence from h on: (B, T, ...)."""
+def run(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+    """The recurrence from h on: (B, T, ...), all of one dtype. Not for autograd."""
+    if not loops(b):
+        return by_doubling(a, b, h)
+    out = torch.empty_like(b)
+    for a_t, b_t, out_t in zip(a.unbind(1), b.unbind(1), out.unbind(1), strict=True):
+        h = torch.addcmul(b_t, a_t, h, out=out_t)
+    return out
+
+
+def run_back(a: Tensor, dh: Tensor, last: Tensor) -> Tensor:
+    """Its adjoint: l_t = dh_t + conj(a_{t+1}) l_{t+1}, from l = last + dh at the end: (B, T, ...). Not for autograd."""
+    if not loops(dh):
+        later = torch.cat([torch.ones_like(a[:, :1]), a.flip(1)[:, :-1]], 1).conj()
+        return by_doubling(later, dh.flip(1), last).flip(1)
+    out = torch.empty_like(dh)
+    l = torch.add(dh[:, -1], last, out=out[:, -1])
+    steps = zip(a.conj().resolve_conj().unbind(1)[:0:-1], dh.unbind(1)[-2::-1], out.unbind(1)[-2::-1], strict=True)
+    for a_t, dh_t, out_t in steps:
+        l = torch.addcmul(dh_t, a_t, l, out=out_t)
+    return out
+
+
+def loops(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def by_doubling(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+    """The same with few large operations."""
     T, size = b.shape[1], min(CHUNK, max(1, b.shape[1]))
     padding = -T % size
     if padding:
@@ -57,23 +85,23 @@ def _run(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
 
 
 class _Scan(torch.autograd.Function):
-    """Its gradient is the same recurrence, backwards: l_t = dh_t + conj(a_{t+1}) l_{t+1}; db = l, da_t = l_t
-    conj(h_{t-1}).
-    """
+    """l as in `run_back`; db = l, da_t = l_t conj(h_{t-1})."""
 
     @staticmethod
     def forward(ctx, a, b, state):
-        h = _run(a, b, state)
+        h = run(a, b, state)
         ctx.save_for_backward(a, h, state)
         return h, (h[:, -1] if h.shape[1] else state).clone()
 
     @staticmethod
     def backward(ctx, dh, dlast):
+        if torch.is_grad_enabled():
+            raise RuntimeError("the gradient of a scan cannot be differentiated: drop create_graph=True")
         a, h, state = ctx.saved_tensors
         if not h.shape[1]:
             return torch.zeros_like(a), dh, dlast
-        dh = torch.cat([dh[:, :-1], (dh[:, -1] + dlast).unsqueeze(1)], 1)
-        later = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1).conj()
-        l = _run(later.flip(1), dh.flip(1), torch.zeros_like(state)).flip(1)
-        before = torch.cat([state.unsqueeze(1), h[:, :-1]], 1)
-        return l * before.conj(), l, a[:, 0].conj() * l[:, 0]
+        l = run_back(a, dh, dlast)
+        da = torch.empty_like(l)
+        torch.mul(l[:, 0], state.conj(), out=da[:, 0])
+        torch.mul(l[:, 1:], h[:, :-1].conj(), out=da[:, 1:])
+        return da, l, a[:, 0].conj() * l[:, 0]
