@@ -8,6 +8,8 @@ inside a chunk the composition doubles its reach at each step, while the carry w
 occur, no logarithm and no quotient, so a may be zero, negative or complex.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ def run(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
     if not loops(b):
         return by_doubling(a, b, h)
     out = torch.empty_like(b)
-    for a_t, b_t, out_t in zip(a.unbind(1), b.unbind(1), out.unbind(1), strict=True):
+    for a_t, b_t, out_t in zip(steps(a), steps(b), steps(out), strict=True):
         h = torch.addcmul(b_t, a_t, h, out=out_t)
     return out
 
@@ -54,10 +56,16 @@ def run_back(a: Tensor, dh: Tensor, last: Tensor) -> Tensor:
         return by_doubling(later, dh.flip(1), last).flip(1)
     out = torch.empty_like(dh)
     l = torch.add(dh[:, -1], last, out=out[:, -1])
-    steps = zip(a.conj().resolve_conj().unbind(1)[:0:-1], dh.unbind(1)[-2::-1], out.unbind(1)[-2::-1], strict=True)
-    for a_t, dh_t, out_t in steps:
+    later = a[:, 1:].conj().resolve_conj()
+    for a_t, dh_t, out_t in zip(steps(later, -1), steps(dh[:, :-1], -1), steps(out[:, :-1], -1), strict=True):
         l = torch.addcmul(dh_t, a_t, l, out=out_t)
     return out
+
+
+def steps(x: Tensor, way: int = 1) -> Iterator[Tensor]:
+    """x[:, t], forwards or backwards; views of a part at a time, since Python walks over all that live."""
+    for piece in x.split(1024, 1)[::way]:
+        yield from piece.unbind(1)[::way]
 
 
 def loops(x: Tensor) -> bool:
