@@ -37,6 +37,8 @@ def causal_conv(x: Tensor, h: Tensor, state: Tensor | None = None) -> tuple[Tens
     else:
         seen = x  # nothing came before: zeros need no transform
         last = F.pad(x, (0, 0, max(0, taps - 1 - T), 0))[:, -(taps - 1) :]
+    if not x.numel():
+        return x * h[:, 0].to(x.dtype), last  # the FFT refuses to be given nothing
     if taps <= DIRECT:
         h = h.to(x.dtype)  # shifted sums: torch's depthwise convolution is many times slower on a CPU
         y = h[:, 0] * seen[:, taps - 1 :]

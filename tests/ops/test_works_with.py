@@ -1,0 +1,92 @@
+"""Every op under torch.compile, without a graph break; on the meta device; under autocast; and with an empty batch."""
+
+import pytest
+import torch
+
+from mixers.ops.attention import attention
+from mixers.ops.causal_conv import causal_conv
+from mixers.ops.dplr import dplr
+from mixers.ops.gated_delta import gated_delta
+from mixers.ops.linear_attention import linear_attention
+from mixers.ops.scan import scan
+from mixers.ops.selective_scan import selective_scan
+
+B, H, T, D = 2, 2, 40, 4
+
+
+def heads(batch=B, seed=0):
+    return torch.randn(batch, H, T, D, generator=torch.Generator().manual_seed(seed))
+
+
+def rows(width=D, batch=B, seed=0):
+    return torch.randn(batch, T, width, generator=torch.Generator().manual_seed(seed))
+
+
+def cases(batch=B):
+    q, k, v = (heads(batch, seed) for seed in range(3))
+    g, gc = -heads(batch, 3)[..., :1].abs(), -heads(batch, 4).abs()
+    x, dt, b, c = rows(3, batch), rows(3, batch, 1).abs(), rows(5, batch, 2), rows(5, batch, 3)
+    return {
+        "linear_attention": (linear_attention, (v, q, k)),
+        "linear_attention, scalar": (linear_attention, (q, k, v, g)),
+        "linear_attention, channel": (linear_attention, (q, k, v, gc)),
+        "gated_delta": (gated_delta, (q, k / 9, k / 9, v, g)),
+        "dplr": (dplr, (q, k, v, k / 9, q / 9, gc)),
+        "scan": (scan, (rows(3, batch).sigmoid(), x)),
+        "selective_scan": (selective_scan, (x, dt, -rows(5)[0, :3].abs(), b, c, rows(3)[0, 0])),
+        "causal_conv, short": (causal_conv, (x, rows(4)[0, :3])),
+        "causal_conv, long": (causal_conv, (x, rows(30)[0, :3])),
+        "attention": (attention, (q, k, v)),
+        "attention, window": (lambda q, k, v: attention(q, k, v, window=8), (q, k, v)),
+    }
+
+
+NAMES = list(cases())
+
+
+def tensors(value):
+    return [value] if isinstance(value, torch.Tensor) else [x for part in value for x in tensors(part)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated.*:DeprecationWarning")  # Dynamo's own
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_without_a_graph_break(name):
+    op, inputs = cases()[name]
+    torch._dynamo.reset()
+    results = []
+    for f in (torch.compile(op, backend="aot_eager", fullgraph=True), op):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        outputs = tensors(f(*leaves))
+        loss = sum(x.float().square().sum() for x in outputs)
+        results.append(outputs + list(torch.autograd.grad(loss, leaves)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_meta_tensors_have_the_real_shapes_and_dtypes(name):
+    for cast in (torch.float32, torch.bfloat16, torch.float64):
+        op, inputs = cases()[name]
+        real = tensors(op(*(x.to(cast) for x in inputs)))
+        meta = tensors(op(*(x.to("meta", cast) for x in inputs)))
+        assert [(x.shape, x.dtype) for x in real] == [(x.shape, x.dtype) for x in meta]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_batch_gives_empty_outputs_and_gradients(name):
+    op, inputs = cases(batch=0)[name]
+    full = tensors(cases()[name][0](*cases()[name][1]))
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    outputs = tensors(op(*leaves))
+    assert [x.shape for x in outputs] == [(0, *x.shape[1:]) for x in full]
+    sum(x.sum() for x in outputs).backward()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("attention")])
+def test_autocast_does_not_round_states(name):
+    op, inputs = cases()[name]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = tensors(op(*inputs))
+    for a, b in zip(outputs, tensors(op(*inputs)), strict=True):
+        assert torch.equal(a, b)
