@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixers.base import State
+from mixers.packing import packed
 from models.backbone import Backbone, seeded
 
 
@@ -49,6 +50,7 @@ class Model(nn.Module):
     ) -> tuple[Tensor, tuple[State, ...]]:
         """tokens (B, T) int64, mask (B, T) bool, True on real tokens -> logits and one state per block.
 
+        Int64 numbers instead are packed documents (see mixers/packing.py), and states are then one per document.
         Logits are (B, T, n_outputs), or (n, n_outputs) at the n positions where `at` (B, T) is True; (B, n_outputs)
         when pooled. Pairs are (B, 2, T), and so is their mask.
         """
@@ -66,7 +68,12 @@ class Model(nn.Module):
 
     def encode(self, tokens: Tensor, states=None, mask: Tensor | None = None) -> tuple[Tensor, tuple[State, ...]]:
         """tokens (B, T) -> (B, T, D), normalised, and one state per block."""
-        x, states = self.backbone(self.embed(tokens), states, mask)
+        x = self.embed(tokens)
+        if mask is not None and mask.dtype == torch.int64:
+            x, last = packed(self.backbone, x, mask)
+            states = tuple(last)
+        else:
+            x, states = self.backbone(x, states, mask)
         return self.norm(x), states
 
 

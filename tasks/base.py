@@ -25,7 +25,7 @@ class Segment:
     name: str
     tokens: Tensor  # (N, T) int64; (N, 2, T) for pairs
     targets: Tensor  # (N, T) int64, IGNORE where nothing is scored; (N,) for one label per example
-    mask: Tensor | None = None  # shaped as tokens, bool, True on real tokens; None when all are
+    mask: Tensor | None = None  # shaped as tokens: bool, True on real tokens, or int64 numbers of documents
     values: dict[str, float] = field(default_factory=dict)  # where the slice lies: {"length": 64, "pairs": 8}
 
     def __len__(self) -> int:

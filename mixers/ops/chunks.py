@@ -56,7 +56,10 @@ def walk(recurrence: type[Recurrence], state: Tensor | None, size: int, *xs: Ten
         _Walk.apply(recurrence, (few, H // few), min(size, T), S, *piece)
         for S, *piece in zip(*(cut(x, rows, B) for x in (state.to(dtype), *xs)), strict=True)
     ]
-    return pieces[0] if len(pieces) == 1 else tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+    if len(pieces) == 1:
+        return pieces[0]
+    outputs, states = zip(*pieces, strict=True)
+    return torch.cat(outputs), torch.cat(states)
 
 
 def cut(x: Tensor | None, rows: int, batch: int) -> tuple[Tensor | None, ...]:

@@ -92,7 +92,7 @@ class Inclusive(Recurrence):
         dq = dq + decay.read_grad(do_read @ starts.mT, q_read, before)
         dk = decay.age_grad(dks, ks) + decay.leave_grad(v_left @ ends.mT, k_left)
         dv = values.age_grad(dvs, vs) + values.leave_grad(k_left @ ends, v_left)
-        decay.keep_grad(starts if values.keep is None else starts * side(values.keep), ends)
+        decay.keep_grad(starts if values.keep is None else starts * values.keep.mT, ends)
         values.keep_grad((starts if decay.keep is None else starts * decay.keep).mT, ends.mT)
         return dS, dq, dk, decay.gradient(), values.gradient(), dv
 

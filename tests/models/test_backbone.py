@@ -51,6 +51,10 @@ def backbone(pattern=(Cumulative,), n_layers=2, causal=True, seed=0, label="a", 
     )
 
 
+def packable(d_model, *, local_conv, seed, label):
+    return backbone(local_conv=local_conv, seed=seed, label=label)
+
+
 def test_direction():
     assert type(directed(Cumulative, 8, True, {})) is Cumulative
     assert type(directed(Cumulative, 8, False, {})) is Bidirectional
@@ -161,3 +165,16 @@ def test_pairs_share_one_encoder():
     expected = net.head(torch.cat([zero_difference, zero_difference, zero_difference**2, 0 * zero_difference], -1))
     torch.testing.assert_close(same, expected)
     assert not torch.allclose(net(torch.stack([a, b], 1))[0], same)
+
+
+def test_packed_documents_do_not_see_each_other():
+    model = Model(
+        d_model=8, n_inputs=9, n_outputs=9, pool="none", backbone=packable, local_conv=3, seed=0, label="a"
+    ).double()
+    tokens = torch.randint(9, (2, 12), generator=torch.Generator().manual_seed(0))
+    numbers = torch.tensor([[1] * 5 + [2] * 7, [3] * 12])
+    logits, states = model(tokens, mask=numbers)
+    torch.testing.assert_close(logits[:1, :5], model(tokens[:1, :5])[0])
+    torch.testing.assert_close(logits[:1, 5:], model(tokens[:1, 5:])[0])
+    torch.testing.assert_close(logits[1:], model(tokens[1:])[0])
+    assert len(states) == 3

@@ -25,7 +25,7 @@ def listops(seed=0, order_seed=0, batch_size=4):
 
 def code(seed=0, order_seed=0, batch_size=4):
     common = {"seed": seed, "order_seed": order_seed, "batch_size": batch_size}
-    return Code(root=None, length=32, train=30, validation=10, test=10, **common)
+    return Code(root=None, length=32, packing=None, train=30, validation=10, test=10, **common)
 
 
 TASKS = {"recall": recall, "listops": listops, "code": code}

@@ -4,7 +4,9 @@ import math
 from collections import Counter
 
 import pytest
+import torch
 
+from tasks.base import IGNORE
 from tasks.code import Code, files
 
 
@@ -26,7 +28,7 @@ def code(root, length=16, **more):
     return Code(root=root, length=length, **{"train": 50, "validation": 20, "test": 20} | more, **COMMON)
 
 
-COMMON = {"seed": 0, "order_seed": 0, "batch_size": 4}
+COMMON = {"packing": None, "seed": 0, "order_seed": 0, "batch_size": 4}
 
 
 def test_whole_files_are_held_out(root):
@@ -61,6 +63,21 @@ def test_baselines_are_what_counting_gives(root):
     assert scores == pytest.approx(
         {"chance": 8, "unigram": unigram / test.tokens.numel(), "bigram": bigram / test.tokens.numel()}
     )
+
+
+def test_packed_documents_are_files(root):
+    """In these files each letter is a file of its own."""
+    common = COMMON | {"packing": "documents"}
+    task = Code(root=root, length=64, train=50, validation=20, test=20, **common)
+    (segment,) = task.segments("train")
+    assert segment.mask.dtype == torch.int64 and segment.mask.min() > 0
+    same = segment.tokens[:, 1:] == segment.tokens[:, :-1]
+    assert same.equal(segment.mask[:, 1:] == segment.mask[:, :-1]) and not same.all()
+    scored = segment.targets != IGNORE
+    assert scored[:, :-1].equal(same) and segment.targets[scored].equal(segment.tokens[scored])
+    assert task.baselines()["bigram"] == pytest.approx(8)  # no letter of a test file is in another
+    with pytest.raises(ValueError, match="task.data.packing is 'files': it must be documents or null"):
+        Code(root=root, length=64, train=50, validation=20, test=20, **COMMON | {"packing": "files"})
 
 
 def test_the_standard_library_is_there():
