@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup compare test test-all check format clean
+.PHONY: help setup compare test test-all bench check format clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -27,6 +27,10 @@ test: setup  ## run the tests (under 10 minutes on 2 cores)
 
 test-all: setup  ## run every test, the slow ones too
 	$(BIN)/python -m pytest -q -n 2
+
+bench: setup  ## measure the engines against their peers (about 30 minutes, on a quiet machine)
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.ops
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check .

@@ -62,6 +62,13 @@ def walk(recurrence: type[Recurrence], state: Tensor | None, size: int, *xs: Ten
     return torch.cat(outputs), torch.cat(states)
 
 
+def shared(x: Tensor, heads: int) -> Tensor:
+    """x (B, H', T, D) for each of `heads` heads. Raises ValueError where they cannot be shared out."""
+    if heads % x.shape[1]:
+        raise ValueError(f"inputs have {x.shape[1]} and {heads} heads: the one must divide the other")
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
+
+
 def cut(x: Tensor | None, rows: int, batch: int) -> tuple[Tensor | None, ...]:
     """x (B, ...) in pieces of so many rows."""
     return (None,) * -(-batch // rows) if x is None else x.split(rows)

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from mixers.ops import chunks
-from mixers.ops.chunks import Recurrence, kept, walk
+from mixers.ops.chunks import Recurrence, kept, shared, walk
 from mixers.ops.decay import add, decay_of
 from mixers.ops.gated_delta import invert
-from mixers.ops.precision import exact
+from mixers.ops.precision import exact, widened
 
 
 def dplr_definition(q, k, v, a, b, g=None, state=None):
     """The loop. Shapes as in `dplr`."""
-    q, k, a, b = (x.repeat_interleave(v.shape[1] // x.shape[1], 1) for x in (q, k, a, b))
+    q, k, a, b = (shared(x, v.shape[1]) for x in (q, k, a, b))
     S = k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3]) if state is None else state
     out = []
     for t in range(v.shape[2]):
@@ -45,6 +45,8 @@ def dplr(
     last step, in float32 at least. Nothing keeps the state from growing but the caller's a and b. Time and memory are
     linear in T. Its gradient cannot be differentiated again.
     """
+    if v.shape[2] == 1:
+        return widened(dplr_definition, v.dtype, q, k, v, a, b, g, state)
     size = chunks.CHUNK if g is None or g.shape[3] == 1 else chunks.CHANNEL_CHUNK
     return walk(DPLR, state, size, q, k, a, b, g, v)
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from mixers.ops import chunks
-from mixers.ops.chunks import Recurrence, kept, walk
+from mixers.ops.chunks import Recurrence, kept, shared, walk
 from mixers.ops.decay import add, decay_of
-from mixers.ops.precision import exact
+from mixers.ops.precision import exact, widened
 
 
 def gated_delta_definition(q, k, p, z, g=None, state=None):
     """The loop. Shapes as in `gated_delta`."""
-    q, k, p = (x.repeat_interleave(z.shape[1] // x.shape[1], 1) for x in (q, k, p))
+    q, k, p = (shared(x, z.shape[1]) for x in (q, k, p))
     S = k.new_zeros(*k.shape[:2], k.shape[3], z.shape[3]) if state is None else state
     out = []
     for t in range(z.shape[2]):
@@ -49,6 +49,8 @@ def gated_delta(
     last step, in float32 at least. q is scaled by the caller. Time and memory are linear in T. Its gradient cannot be
     differentiated again.
     """
+    if z.shape[2] == 1:
+        return widened(gated_delta_definition, z.dtype, q, k, p, z, g, state)
     size = chunks.CHUNK if g is None or g.shape[3] == 1 else chunks.CHANNEL_CHUNK
     return walk(GatedDelta, state, size, q, k, p, g, z)
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from mixers.ops import chunks
-from mixers.ops.chunks import Recurrence, carry, carry_grad, walk
+from mixers.ops.chunks import Recurrence, carry, carry_grad, shared, walk
 from mixers.ops.decay import ChannelDecay, NoDecay, decay_of
-from mixers.ops.precision import exact, wide
+from mixers.ops.precision import exact, wide, widened
 
 
 def linear_attention_definition(q, k, v, g=None, state=None, *, u=None, gv=None):
     """The loop. Shapes as in `linear_attention`."""
-    q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], 1) for x in (q, k))
+    q, k = (shared(x, v.shape[1]) for x in (q, k))
     S = k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3]) if state is None else state
     out = []
     for t in range(v.shape[2]):
@@ -53,6 +53,8 @@ def linear_attention(
     the state after the last step, in float32 at least. q is scaled by the caller. Time and memory are linear in T.
     Its gradient cannot be differentiated again.
     """
+    if v.shape[2] == 1:
+        return widened(linear_attention_definition, v.dtype, q, k, v, g, state, u=u, gv=gv)
     per_channel = gv is not None or (g is not None and g.shape[3] > 1)
     size = chunks.CHANNEL_CHUNK if per_channel else chunks.CHUNK
     o, S = walk(Inclusive if u is None else Exclusive, state, size, q, k, g, gv, v)
