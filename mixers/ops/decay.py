@@ -9,8 +9,9 @@ Rows i read what columns j have written, (..., C, K) both, and G_i = g_1 + ... +
     keep            = e^{G_C}                             what is left of the state
 
 Each sum G_i - G_j is formed exactly: in float64 for one number per head, by multiplying step by step for one per
-channel. So any g <= 0 is right, and -inf, which forgets everything, too. The gradients are those of Yang et al., 2023
-(https://arxiv.org/abs/2312.06635, appendix C), from pairs j < i only, so that they stay exact where all is forgotten.
+channel. So any g <= 0 is right, and -inf, which forgets everything, too; so is g > 0, as long as nothing overflows.
+The gradients are those of Yang et al., 2023 (https://arxiv.org/abs/2312.06635, appendix C), from pairs j < i only, so
+that they stay exact where all is forgotten.
 """
 
 import torch
@@ -92,7 +93,9 @@ class ScalarDecay(NoDecay):
         """e^{G_i - G_j}, 0 above the diagonal."""
         if before not in self._pairs:
             rows = later(self.G) if before else self.G
-            self._pairs[before] = (rows - self.G.mT).to(self.g.dtype).clamp_(max=0).exp_().tril_(-1 if before else 0)
+            exponents = (rows - self.G.mT).to(self.g.dtype)
+            unseen = torch.ones_like(exponents[0, 0, 0, 0], dtype=torch.bool).triu(0 if before else 1)
+            self._pairs[before] = exponents.masked_fill_(unseen, -torch.inf).exp_()
         return self._pairs[before]
 
     def scores(self, x, ys, before=False, strict=False):

@@ -117,7 +117,7 @@ def test_dplr_erases_before_the_decay():
         assert error(a, b) < 1e-10
 
 
-@pytest.mark.parametrize("value", [0.0, -50.0, -1e4, -torch.inf])
+@pytest.mark.parametrize("value", [0.0, 0.2, -50.0, -1e4, -torch.inf])
 @pytest.mark.parametrize("every", [1, 5])
 @pytest.mark.parametrize("width", [1, K])
 def test_extreme_decays(value, every, width):
