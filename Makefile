@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup compare test test-all bench check format clean
+.PHONY: help setup compare test test-slow test-all bench check format clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -25,8 +25,10 @@ compare: setup  ## train five mixers on two tasks with three seeds, and compare 
 test: setup  ## run the tests (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n 2 -m 'not slow'
 
-test-all: setup  ## run every test, the slow ones too
-	$(BIN)/python -m pytest -q -n 2
+test-slow: setup  ## run the slow tests, which `make test` leaves out
+	$(BIN)/python -m pytest -q -n 2 -m slow
+
+test-all: test test-slow  ## run every test
 
 bench: setup  ## measure the engines against their peers (about 30 minutes, on a quiet machine)
 	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
