@@ -35,6 +35,6 @@ class ForgettingAttention(Mixer):
         log_f = F.logsigmoid(logits.to(wide(logits.dtype))).mT.cumsum(-1)  # (B, H, T)
         # F counts from the newest token, so that numbers stay small however long the past is: fade_j = F_i - F_j
         new = log_f[..., -1:] - log_f
-        fade = new if fade is None else torch.cat([fade + log_f[..., -1:], new], -1)
+        fade = new if fade is None else torch.cat([torch.add(fade, log_f[..., -1:]), new], -1)
         o, past = attention(q, k, v, past, bias=fade)
         return self.out(merge(o)), (past, fade)

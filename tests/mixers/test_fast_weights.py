@@ -1,0 +1,167 @@
+"""Delta-rule mixers against their papers, step by step."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain import HEADS, agrees, conv, make, rms, split, unit
+
+from mixers import registry
+
+
+def walk(q, k, v, transition, write):
+    """S <- transition(t, S) + k (write(t, v))^T for one head; o = S^T q / sqrt(K)."""
+    S, out = torch.zeros(len(q), q.shape[-1], v.shape[-1], dtype=q.dtype), []
+    for t in range(q.shape[1]):
+        S = transition(t, S) + k[:, t, :, None] * write(t, v[:, t])[:, None]
+        out.append(torch.einsum("bkv,bk->bv", S, q[:, t]) * q.shape[-1] ** -0.5)
+    return torch.stack(out, 1)
+
+
+def erase(k, p, S):
+    """(I - k p^T) S."""
+    return S - k[:, :, None] * torch.einsum("bk,bkv->bv", p, S)[:, None]
+
+
+def silu_conv(m, x, *sizes):
+    return [split(z) for z in F.silu(conv(m.conv, m.qkv(x))).split(sizes, -1)]
+
+
+def softplus(x):
+    return (1 + x.exp()).log()
+
+
+def scalar_decay(m, a, h):
+    return (-m.A_log[h].exp() * softplus(a[..., h] + m.dt_bias[h])).exp()
+
+
+@pytest.mark.parametrize(("name", "top"), [("delta_net", 1.0), ("delta_net_negative", 2.0)])
+def test_delta_net(name, top):
+    def plain(m, x):
+        beta, heads = top * m.beta(x).sigmoid(), []
+        for h, (q, k, v) in enumerate(zip(*silu_conv(m, x, 16, 16, 16), strict=True)):
+            q, k, b = unit(q), unit(k), beta[..., h : h + 1]
+            o = walk(
+                q, k, v, lambda t, S, k=k, b=b: erase(k[:, t], b[:, t] * k[:, t], S), lambda t, v, b=b: b[:, t] * v
+            )
+            heads.append(rms(m.norm, o))
+        return m.out(torch.cat(heads, -1))
+
+    agrees(make(name), plain)
+
+
+def test_gated_delta_net():
+    def plain(m, x):
+        beta, a = m.beta_a(x).chunk(2, -1)
+        beta, gate, heads = beta.sigmoid(), split(F.silu(m.gate(x))), []
+        for h, (q, k, v) in enumerate(zip(*silu_conv(m, x, 12, 12, 24), strict=True)):
+            q, k, b, f = unit(q), unit(k), beta[..., h : h + 1], scalar_decay(m, a, h)
+
+            def step(t, S, k=k, b=b, f=f):
+                return erase(k[:, t], b[:, t] * k[:, t], f[:, t, None, None] * S)
+
+            heads.append(rms(m.norm, walk(q, k, v, step, lambda t, v, b=b: b[:, t] * v)) * gate[h])
+        return m.out(torch.cat(heads, -1))
+
+    agrees(make("gated_delta_net"), plain)
+
+
+def channel_decay(m, x):
+    dt = split(softplus(m.step(x) + m.dt_bias))
+    return [(-m.A_log[h].exp() * dt[h]).exp() for h in range(HEADS)]
+
+
+def test_kda():
+    def plain(m, x):
+        beta, decay, gate, heads = m.beta(x).sigmoid(), channel_decay(m, x), split(m.gate(x).sigmoid()), []
+        for h, (q, k, v) in enumerate(zip(*silu_conv(m, x, 16, 16, 16), strict=True)):
+            q, k, b, f = unit(q), unit(k), beta[..., h : h + 1], decay[h]
+
+            def step(t, S, k=k, b=b, f=f):
+                return erase(k[:, t], b[:, t] * k[:, t], f[:, t, :, None] * S)
+
+            heads.append(rms(m.norm, walk(q, k, v, step, lambda t, v, b=b: b[:, t] * v)) * gate[h])
+        return m.out(torch.cat(heads, -1))
+
+    agrees(make("kda"), plain)
+
+
+def test_gdn2():
+    def plain(m, x):
+        b, w = split(m.erase(x).sigmoid()), split(m.write(x).sigmoid())
+        decay, gate, heads = channel_decay(m, x), split(m.gate(x).sigmoid()), []
+        for h, (q, k, v) in enumerate(zip(*silu_conv(m, x, 16, 16, 16), strict=True)):
+            q, k = unit(q), unit(k)
+
+            def step(t, S, k=k, h=h):
+                return erase(k[:, t], b[h][:, t] * k[:, t], decay[h][:, t, :, None] * S)
+
+            heads.append(rms(m.norm, walk(q, k, v, step, lambda t, v, h=h: w[h][:, t] * v)) * gate[h])
+        return m.out(torch.cat(heads, -1))
+
+    agrees(make("gdn2"), plain)
+
+
+def test_comba():
+    def plain(m, x):
+        beta, a = m.beta_a(x).chunk(2, -1)
+        beta, gate, heads = beta.sigmoid(), split(F.silu(m.gate(x))), []
+        for h, (q, k, v) in enumerate(zip(*silu_conv(m, x, 16, 16, 16), strict=True)):
+            q, k, b, f = unit(q), unit(k), beta[..., h : h + 1], scalar_decay(m, a, h)
+
+            def step(t, S, k=k, b=b, f=f, h=h):
+                p = b[:, t] * m.d[h].sigmoid() * k[:, t]
+                return f[:, t, None, None] * S - k[:, t, :, None] * torch.einsum("bk,bkv->bv", p, S)[:, None]
+
+            o = walk(q - m.D[h] * k, k, v, step, lambda t, v, b=b: b[:, t] * v)
+            heads.append(rms(m.norm, o) * gate[h])
+        return m.out(torch.cat(heads, -1))
+
+    agrees(make("comba"), plain)
+
+
+def test_delta_product():
+    def plain(m, x):
+        qkv = F.silu(conv(m.conv, m.qkv(x)))
+        q, k, v = (z.unflatten(-1, (-1, HEADS, 8)) for z in qkv.split([16, 48, 48], -1))  # (B, T, step, head, 8)
+        beta, a = m.beta_a(x).split([3 * HEADS, HEADS], -1)
+        beta, gate, heads = 2 * beta.unflatten(-1, (3, HEADS)).sigmoid(), split(F.silu(m.gate(x))), []
+        for h in range(HEADS):
+            f, S, out = scalar_decay(m, a, h), torch.zeros(len(x), 8, 8, dtype=x.dtype), []
+            for t in range(x.shape[1]):
+                S = f[:, t, None, None] * S
+                for i in range(3):
+                    key, b = unit(k[:, t, i, h]), beta[:, t, i, h, None]
+                    S = erase(key, b * key, S) + key[:, :, None] * (b * v[:, t, i, h])[:, None]
+                out.append(torch.einsum("bkv,bk->bv", S, unit(q[:, t, 0, h])) * 8**-0.5)
+            heads.append(rms(m.norm, torch.stack(out, 1)) * gate[h])
+        return m.out(torch.cat(heads, -1))
+
+    agrees(make("delta_product", n_steps=3), plain)
+
+
+def test_gdn2_with_equal_gates_is_kda():
+    torch.manual_seed(0)
+    kda, gdn2 = registry.build("kda", 16).double(), registry.build("gdn2", 16).double()
+    gdn2.load_state_dict({k: v for k, v in kda.state_dict().items() if "beta" not in k}, strict=False)
+    with torch.no_grad():
+        gdn2.erase.weight.copy_(kda.beta.weight.repeat_interleave(8, 0))
+        gdn2.write.weight.copy_(kda.beta.weight.repeat_interleave(8, 0))
+    x = torch.randn(2, 30, 16, dtype=torch.float64)
+    for a, b in zip(kda(x)[1], gdn2(x)[1], strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(kda(x)[0], gdn2(x)[0])
+
+
+def test_delta_product_of_one_step_is_gated_delta_net():
+    """With equal widths and beta in (0, 1): half of what the sigmoid of the product's is."""
+    from mixers.ops.gated_delta import delta_rule
+
+    product = make("delta_product", n_steps=1)
+    x = torch.randn(2, 20, 16, dtype=torch.float64)
+    q, k, v = (torch.stack(z, 1) for z in silu_conv(product, x, 16, 16, 16))
+    beta, a = (z.mT.unsqueeze(-1) for z in product.beta_a(x).chunk(2, -1))
+    g = -product.A_log.exp()[:, None, None] * softplus(a + product.dt_bias[:, None, None])
+    o, _ = delta_rule(unit(q) * 8**-0.5, unit(k), v, 2 * beta.sigmoid(), g)
+    gate = torch.stack(split(F.silu(product.gate(x))), 1)
+    expected = product.out(torch.cat(list((rms(product.norm, o) * gate).unbind(1)), -1))
+    torch.testing.assert_close(product(x)[0], expected)
