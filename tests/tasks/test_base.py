@@ -9,8 +9,13 @@ import torch
 from tasks.base import SPLITS, Batches, InOrder, Segment, digest, seed_of
 from tasks.code import Code
 from tasks.copying import Copying
+from tasks.dyck import Dyck
+from tasks.flip_flop import FlipFlop
 from tasks.induction import Induction
 from tasks.listops import ListOps
+from tasks.modular_arithmetic import ModularArithmetic
+from tasks.parity import Parity
+from tasks.permutation import Permutation
 from tasks.recall import Recall
 from tasks.selective_copying import SelectiveCopying
 
@@ -48,6 +53,12 @@ TASKS = {
     "copying": sized(Copying, {"length": 40, "copied": 16}, vocabulary=10),
     "selective_copying": sized(SelectiveCopying, {"length": 40, "copied": 16}, vocabulary=10),
     "induction": sized(Induction, {"length": 40}, vocabulary=16),
+    "parity": sized(Parity, {"length": 40}),
+    "modular_arithmetic": sized(ModularArithmetic, {"length": 40}, modulus=5, depth=0),
+    "modular_arithmetic with brackets": sized(ModularArithmetic, {"length": 40}, modulus=5, depth=3),
+    "permutation": sized(Permutation, {"length": 40}, group="A5"),
+    "flip_flop": sized(FlipFlop, {"length": 80, "ignore": 0.5}, loss_on="all"),
+    "dyck": sized(Dyck, {"length": 40, "depth": 4}, kinds=8),
 }
 
 
