@@ -8,12 +8,17 @@ import torch
 
 from tasks.base import SPLITS, Batches, InOrder, Segment, digest, seed_of
 from tasks.code import Code
+from tasks.compression import Compression
 from tasks.copying import Copying
 from tasks.dyck import Dyck
 from tasks.flip_flop import FlipFlop
+from tasks.fuzzy_recall import FuzzyRecall
+from tasks.in_context_recall import InContextRecall
 from tasks.induction import Induction
 from tasks.listops import ListOps
+from tasks.memorization import Memorization
 from tasks.modular_arithmetic import ModularArithmetic
+from tasks.noisy_recall import NoisyRecall
 from tasks.parity import Parity
 from tasks.permutation import Permutation
 from tasks.recall import Recall
@@ -59,6 +64,11 @@ TASKS = {
     "permutation": sized(Permutation, {"length": 40}, group="A5"),
     "flip_flop": sized(FlipFlop, {"length": 80, "ignore": 0.5}, loss_on="all"),
     "dyck": sized(Dyck, {"length": 40, "depth": 4}, kinds=8),
+    "in_context_recall": sized(InContextRecall, {"length": 40}, vocabulary=16),
+    "fuzzy_recall": sized(FuzzyRecall, {"length": 40, "motif": 3}, vocabulary=16),
+    "noisy_recall": sized(NoisyRecall, {"length": 40, "noise": 0.2}, vocabulary=32, noise_vocabulary=16),
+    "memorization": sized(Memorization, {"length": 40}, vocabulary=64),
+    "compression": sized(Compression, {"length": 33}, symbols=15, places=16),
 }
 
 
