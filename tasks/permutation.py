@@ -1,5 +1,5 @@
-"""Word problems of permutation groups (Barrington, 1989, https://doi.org/10.1016/0022-0000(89)90037-8; Merrill et al.,
-2024, https://arxiv.org/abs/2404.08819; Grazzi et al., 2024, https://arxiv.org/abs/2411.12537): every token is an
+"""Word problems of permutation groups (Barrington, 1989, https://doi.org/10.1016/0022-0000%2889%2990037-8; Merrill et
+al., 2024, https://arxiv.org/abs/2404.08819; Grazzi et al., 2024, https://arxiv.org/abs/2411.12537): every token is an
 element of the group, and every target the product so far. S3 is a solvable group; the problems of A5 and S5 are
 complete for NC1.
 

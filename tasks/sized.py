@@ -1,5 +1,6 @@
 """Tasks whose splits are lists of sizes: train at the short ones, test at those and at longer ones."""
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -17,6 +18,11 @@ class Sized(Task):
     def __init__(self, *, train: list, validation: list, test: list, **common: int):
         super().__init__(**common)
         self.sizes = {"train": train, "validation": validation, "test": test}
+        known = {"n", *inspect.signature(self.draw).parameters} - {"seed"}
+        for split, sizes in self.sizes.items():
+            for size in sizes:
+                if set(size) != known:
+                    raise ValueError(f"task.data.{split} has the size {size}: give it {', '.join(sorted(known))}")
 
     def draw(self, n: int, seed: int, **size) -> tuple[Tensor, Tensor]:
         """n examples of one size: tokens and targets (n, length) int64, a function of the arguments alone."""
