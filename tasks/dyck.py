@@ -1,5 +1,5 @@
-"""Dyck words of bounded depth (Hewitt et al., 2020, https://arxiv.org/abs/2010.07515): at every token, which kind of
-bracket is open innermost and may be closed next, or that none is open.
+"""Dyck words of bounded depth (Hewitt et al., 2020, https://arxiv.org/abs/2010.07515): at every token, which kind
+of bracket is open innermost and may be closed next, or that none is open.
 
     tokens   ( [ ] ( ) ) [ ]
     targets  ( [ ( ( ( . [ .      "." for none
@@ -14,9 +14,9 @@ from tasks.sized import Sized, at_least, latest
 def dyck(n: int, length: int, kinds: int, depth: int, seed: int) -> tuple[Tensor, Tensor]:
     """n examples: tokens and targets (n, length) int64.
 
-    Of k kinds, the tokens 0 ... k - 1 open and k ... 2 k - 1 close; the target k says that none is open. Where both
-    are possible, with at most `depth` open and all closed at the end, opening and closing are equally likely. Raises
-    ValueError where no word has this length.
+    Of k kinds, the tokens 0 ... k - 1 open and k ... 2 k - 1 close; the target k says that none is open. Where
+    both are possible, with at most `depth` open and all closed at the end, opening and closing are equally likely.
+    Raises ValueError where no word has this length.
     """
     at_least(1, kinds=kinds)
     at_least(1, depth=depth)

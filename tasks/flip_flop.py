@@ -1,5 +1,5 @@
-"""Flip-flop language (Liu et al., 2023, https://arxiv.org/abs/2306.00946): instructions to write, ignore or read, each
-with a bit, and a read's bit is the one that was last written.
+"""Flip-flop language (Liu et al., 2023, https://arxiv.org/abs/2306.00946): instructions to write, ignore or read,
+each with a bit, and a read's bit is the one that was last written.
 
     tokens   w 1 i 0 r 1 w 0 r 0
     targets  . 1 1 1 1 1 1 0 0 0      the bit in memory; loss_on: answers leaves those under r
@@ -17,10 +17,10 @@ WRITE, READ, SKIP = 2, 3, 4  # 0 and 1 are the bits
 
 
 def flip_flop(n: int, length: int, ignore: float, seed: int) -> tuple[Tensor, Tensor]:
-    """n examples: tokens and targets (n, length) int64, targets IGNORE at the first token, which has nothing behind it.
+    """n examples: tokens and targets (n, length) int64, targets IGNORE at the first token.
 
-    The first instruction is to write, the last to read; between them one is ignored with the probability `ignore`, and
-    otherwise as likely to write as to read. Raises ValueError where they do not fit.
+    The first instruction is to write, the last to read; between them one is ignored with the probability `ignore`,
+    and otherwise as likely to write as to read. Raises ValueError where they do not fit.
     """
     if length < 4 or length % 2:
         raise ValueError(
@@ -44,7 +44,7 @@ def flip_flop(n: int, length: int, ignore: float, seed: int) -> tuple[Tensor, Te
 
 
 class FlipFlop(Sized):
-    """train, validation, test: lists of {length, ignore, n}. loss_on: "all" tokens, or "answers", which are reads."""
+    """train, validation, test: lists of {length, ignore, n}. loss_on: "all" tokens, or "answers": those of reads."""
 
     def __init__(self, *, loss_on: str, **common):
         super().__init__(**common)

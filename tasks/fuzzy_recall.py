@@ -1,11 +1,11 @@
-"""Fuzzy in-context recall of MAD (Poli et al., 2024, https://arxiv.org/abs/2403.17844): keys and values are motifs of
-one or more tokens, and whenever a key comes again all of its value is asked for.
+"""Fuzzy in-context recall of MAD (Poli et al., 2024, https://arxiv.org/abs/2403.17844): keys and values are motifs
+of one or more tokens, and whenever a key comes again all of its value is asked for.
 
     tokens   a b 1 2 3 b 2 a a 3 1 a b 1 2 3 -      three different keys, the first of them twice; - pads
     targets  . . . . . . . . . . . . 1 2 3 . .
 
-MAD's default is a vocabulary of 16, 128 tokens and motifs of 1 to 3 tokens; its motifs repeat no token and it pads on
-the left.
+MAD's default is a vocabulary of 16, 128 tokens and motifs of 1 to 3 tokens; its motifs repeat no token and it pads
+on the left.
 """
 
 import torch
@@ -16,11 +16,11 @@ from tasks.sized import Sized, at_least, latest
 
 
 def fuzzy_recall(n: int, length: int, motif: int, vocabulary: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n examples: tokens and targets (n, length) int64, targets IGNORE except where the value of a key comes again.
+    """n examples: tokens and targets (n, length) int64, targets IGNORE except before a value that comes again.
 
-    Motifs have 1 ... motif tokens, all sizes equally likely. The last token of the vocabulary pads; of the others the
-    lower half makes keys and the upper half values. At least one key comes again. Raises ValueError where two pairs do
-    not fit.
+    Motifs have 1 ... motif tokens, all sizes equally likely. The last token of the vocabulary pads; of the others
+    the lower half makes keys and the upper half values. At least one key comes again. Raises ValueError where two
+    pairs do not fit.
     """
     at_least(1, motif=motif)
     at_least(3, vocabulary=vocabulary)
@@ -62,7 +62,7 @@ def first_alike(codes: Tensor) -> Tensor:
 
 
 class FuzzyRecall(Sized):
-    """train, validation, test: lists of {length, motif, n}, motif being the most tokens of a key and of a value."""
+    """train, validation, test: lists of {length, motif, n}; motif: the most tokens of a key, and of a value."""
 
     def __init__(self, *, vocabulary: int, **common):
         super().__init__(**common)

@@ -1,5 +1,5 @@
-"""In-context recall of MAD (Poli et al., 2024, https://arxiv.org/abs/2403.17844): keys alternate with their values, and
-whenever a key comes again its value is asked for.
+"""In-context recall of MAD (Poli et al., 2024, https://arxiv.org/abs/2403.17844): keys alternate with their
+values, and whenever a key comes again its value is asked for.
 
     tokens   a 1 b 3 a 1 c 1 b 3
     targets  . . . . 1 . . . 3 .
@@ -19,9 +19,9 @@ def in_context_recall(
 ) -> tuple[Tensor, Tensor]:
     """n examples: tokens and targets (n, length) int64, targets IGNORE except under keys that have come before.
 
-    Keys are the lower half of the vocabulary, values the upper half; the last key has always come before. With noise,
-    any other pair but one is with this probability two noise tokens, the vocabulary's last `noise_vocabulary`. Raises
-    ValueError where the sizes do not fit.
+    Keys are the lower half of the vocabulary, values the upper half; the last key has always come before. With
+    noise, any other pair but one is with this probability two noise tokens, the vocabulary's last
+    `noise_vocabulary`. Raises ValueError where the sizes do not fit.
     """
     at_least(0, noise_vocabulary=noise_vocabulary)
     at_least(2 + noise_vocabulary, vocabulary=vocabulary)

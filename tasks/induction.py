@@ -1,6 +1,6 @@
 """Induction heads (Olsson et al., 2022, https://arxiv.org/abs/2209.11895; Fu et al., 2022,
-https://arxiv.org/abs/2212.14052, section 3.1; Gu and Dao, 2023, https://arxiv.org/abs/2312.00752, section 4.1.2): what
-came after the special token must be said when it comes again, at the end.
+https://arxiv.org/abs/2212.14052, section 3.1; Gu and Dao, 2023, https://arxiv.org/abs/2312.00752, section 4.1.2):
+what came after the special token must be said when it comes again, at the end.
 
     tokens   4 1 * 3 2 2 1 *
     targets  . . . . . . . 3

@@ -1,5 +1,5 @@
-"""Memorization of MAD (Poli et al., 2024, https://arxiv.org/abs/2403.17844): each key has one value in all examples of
-all splits, which nothing but training can tell.
+"""Memorization of MAD (Poli et al., 2024, https://arxiv.org/abs/2403.17844): each key has one value in all
+examples of all splits, which nothing but training can tell.
 
     tokens   a ? c ? a ? b ?
     targets  . 7 . 5 . 7 . 9
@@ -17,8 +17,9 @@ from tasks.sized import Sized, at_least
 def memorization(n: int, length: int, vocabulary: int, facts: int, seed: int) -> tuple[Tensor, Tensor]:
     """n examples: tokens and targets (n, length) int64, targets IGNORE except under the question.
 
-    The last token of the vocabulary asks; of the others the lower half are keys and the upper half values. The seed
-    `facts` decides which is whose, and no two keys have the same. Raises ValueError where the sizes do not fit.
+    The last token of the vocabulary asks; of the others the lower half are keys and the upper half values. The
+    seed `facts` decides which is whose, and no two keys have the same. Raises ValueError where the sizes do not
+    fit.
     """
     at_least(3, vocabulary=vocabulary)
     if length < 2 or length % 2:

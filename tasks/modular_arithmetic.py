@@ -1,12 +1,12 @@
-"""Modular arithmetic, without and with brackets (Delétang et al., 2022, https://arxiv.org/abs/2207.02098; Grazzi et
-al., 2024, https://arxiv.org/abs/2411.12537): the value of the expression so far, at every token.
+"""Modular arithmetic, without and with brackets (Delétang et al., 2022, https://arxiv.org/abs/2207.02098; Grazzi
+et al., 2024, https://arxiv.org/abs/2411.12537): the value of the expression so far, at every token.
 
     tokens   3 + 4 * ( 2 - 3 ) * 2      modulo 5
     targets  3 3 2 2 2 1 1 4 4 4 0
 
 An expression goes on without end and is cut at `length`. What is incomplete does not count: operators and opening
-brackets at the end are left out, and brackets that are open are closed. Products come before sums. The papers ask for
-the value of a whole expression, at its end only.
+brackets at the end are left out, and brackets that are open are closed. Products come before sums. The papers ask
+for the value of a whole expression, at its end only.
 """
 
 import torch
@@ -70,8 +70,8 @@ def evaluate(tokens: Tensor, modulus: int, depth: int) -> Tensor:
 def modular_arithmetic(n: int, length: int, modulus: int, depth: int, seed: int) -> tuple[Tensor, Tensor]:
     """n examples: tokens and targets (n, length) int64.
 
-    Numbers are the tokens 0 ... modulus - 1, then come + - * ( and ). depth: how many brackets may be open at once,
-    0 for none. Raises ValueError for an empty length, a modulus below 2 and a depth below 0.
+    Numbers are the tokens 0 ... modulus - 1, then come + - * ( and ). depth: how many brackets may be open at
+    once, 0 for none. Raises ValueError for an empty length, a modulus below 2 and a depth below 0.
     """
     at_least(1, length=length)
     at_least(2, modulus=modulus)

@@ -16,7 +16,9 @@ from tasks.sized import Sized, latest
 def noisy_recall(
     n: int, length: int, vocabulary: int, noise_vocabulary: int, noise: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """n examples: tokens and targets (n, length) int64; see in_context_recall. `noise` is the share of noisy pairs."""
+    """n examples: tokens and targets (n, length) int64; see in_context_recall. `noise` is the share of noisy
+    pairs.
+    """
     return in_context_recall(n, length, vocabulary, seed, noise, noise_vocabulary)
 
 

@@ -1,7 +1,7 @@
-"""Word problems of permutation groups (Barrington, 1989, https://doi.org/10.1016/0022-0000%2889%2990037-8; Merrill et
-al., 2024, https://arxiv.org/abs/2404.08819; Grazzi et al., 2024, https://arxiv.org/abs/2411.12537): every token is an
-element of the group, and every target the product so far. S3 is a solvable group; the problems of A5 and S5 are
-complete for NC1.
+"""Word problems of permutation groups (Barrington, 1989, https://doi.org/10.1016/0022-0000%2889%2990037-8; Merrill
+et al., 2024, https://arxiv.org/abs/2404.08819; Grazzi et al., 2024, https://arxiv.org/abs/2411.12537): every token
+is an element of the group, and every target the product so far. S3 is a solvable group; the problems of A5 and S5
+are complete for NC1.
 
     tokens   213 132 213       S3, elements written as what 1 2 3 become
     targets  213 312 321
@@ -23,8 +23,8 @@ WINDOW = 8  # of a baseline
 
 @cache
 def elements(group: str) -> Tensor:
-    """(order of the group, degree) int64: what 0, 1, ... become, in lexicographic order. Raises ValueError for groups
-    that are not there.
+    """(order of the group, degree) int64: what 0, 1, ... become, in lexicographic order. Raises ValueError for
+    groups that are not there.
     """
     if group not in GROUPS:
         raise ValueError(f"group='{group}' is not there: take one of {', '.join(GROUPS)}")

@@ -18,8 +18,8 @@ from tasks.sized import Sized, at_least, latest
 def selective_copying(n: int, length: int, copied: int, vocabulary: int, seed: int) -> tuple[Tensor, Tensor]:
     """n examples: tokens and targets (n, length) int64, targets IGNORE except in the last `copied` places.
 
-    Symbols are the tokens 1 ... vocabulary - 2, the blank is 0, and vocabulary - 1 asks for the next symbol. Raises
-    ValueError where symbols and copy do not fit.
+    Symbols are the tokens 1 ... vocabulary - 2, the blank is 0, and vocabulary - 1 asks for the next symbol.
+    Raises ValueError where symbols and copy do not fit.
     """
     at_least(4, vocabulary=vocabulary)
     at_least(1, copied=copied)
