@@ -44,7 +44,7 @@ def flip_flop(n: int, length: int, ignore: float, seed: int) -> tuple[Tensor, Te
 
 
 class FlipFlop(Sized):
-    """train, validation, test: lists of {length, ignore, n}. loss_on: "all" tokens, or "answers": those of reads."""
+    """train, validation, test: lists of {length, ignore, n}. loss_on: "all" tokens, or "answers": reads."""
 
     def __init__(self, *, loss_on: str, **common):
         super().__init__(**common)

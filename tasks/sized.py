@@ -40,7 +40,7 @@ class Sized(Task):
         return made
 
     def accuracy(self, guess: Callable[[Tensor], Tensor | int]) -> float:
-        """The share of the scored targets of test that guess(tokens) gets right; (n, length) or what broadcasts."""
+        """The share of test's scored targets that guess(tokens) gets right; (n, length) or what broadcasts."""
         right = scored = 0
         for segment in self.segments("test"):
             at = segment.targets != IGNORE
