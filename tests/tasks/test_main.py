@@ -1,0 +1,72 @@
+"""python -m tasks, as a user types it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.__main__ import composed, description, example, main, names
+from tasks.base import IGNORE, Segment
+
+ROOT = Path(__file__).parents[2]
+TINY = [f"task.data.{split}=[{{length: 6, n: 4}}]" for split in ("train", "validation", "test")]
+
+
+def test_list_has_a_row_per_task(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["list"]) == 0
+    first = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[1:2].strip()]
+    assert first == ["task", *names()] and names() == sorted(p.stem for p in (ROOT / "conf" / "task").glob("*.yaml"))
+
+
+def test_every_description_is_a_sentence_without_citations():
+    for name in names():
+        text = description(composed(name))
+        assert text[0].isupper() and 30 < len(text) < 250 and "http" not in text and "et al" not in text, text
+
+
+def test_show_says_what_is_written_and_what_is_drawn(capsys):
+    assert main(["show", "parity", *TINY]) == 0
+    out = capsys.readouterr().out
+    assert "targets  1 1 0 1 1" in out and "max_length: 256" in out and "_target_" not in out
+    assert "test\n  length 6: 4 of 6 tokens\n" in out and "  chance: 0.5\n" in out
+    rows = [line.split()[1:] for line in out.splitlines()[-2:]]
+    assert [sum(map(int, rows[0][: t + 1])) % 2 for t in range(6)] == list(map(int, rows[1]))
+    digests = [line.split()[1] for line in out.split("sha256\n")[1].splitlines()[:3]]
+    assert len(set(digests)) == 3 and all(len(digest) == 64 for digest in digests)
+
+
+def test_examples_as_text():
+    tokens = torch.tensor([[3, 10, 7]])
+    assert (
+        example(Segment("a", tokens, torch.tensor([[IGNORE, 4, IGNORE]]))) == "  tokens   3 10  7\n  targets  .  4  ."
+    )
+    label = Segment("a", tokens, torch.tensor([5]), torch.tensor([[True, True, False]]))
+    assert example(label) == "  tokens   3 10\n\n  label   5"
+    pair = Segment("a", tokens.expand(1, 2, 3), torch.tensor([1]))
+    assert example(pair).count("tokens") == 2
+    assert example(Segment("a", torch.tensor([[104, 105]]), tokens), of_bytes=True) == "hi"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["show", "paritty"], "unknown task 'paritty', did you mean parity? there are: code, "),
+        (["show", "zzzz"], "unknown task 'zzzz'; there are: code, "),
+        (["show", "parity", "task.data.sed=1"], "task.data.sed"),
+        (["show", "parity", "task.data.test=[{length: 0, n: 1}]"], "length=0 is too small: make it 1 or more"),
+        (["show", "parity", "task.data.test=[{lenth: 8, n: 1}]"], "task.data.test has the size {'lenth': 8, 'n': 1}"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, words, capsys):
+    small = [text for text in TINY[:2] if len(arguments) == 3]
+    assert main([*arguments, *small]) == 2
+    err = capsys.readouterr().err
+    assert words in err and len(err.splitlines()) == 1
+
+
+def test_the_exit_code_reaches_the_shell():
+    done = subprocess.run([sys.executable, "-m", "tasks", "show", "paritty"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "did you mean parity?" in done.stderr
