@@ -18,6 +18,15 @@ def per_head(d_model: int, n_heads: int) -> int:
     return d_model // n_heads
 
 
+def at_most(mixer: nn.Module, steps: int) -> None:
+    """Raises ValueError where a mixer of fixed length, its `max_length`, is given more steps."""
+    if steps > mixer.max_length:
+        raise ValueError(
+            f"{type(mixer).__name__} was built for max_length={mixer.max_length} and got {steps} steps: "
+            "raise task.max_length, or shorten the sequence"
+        )
+
+
 def heads(x: Tensor, n: int) -> Tensor:
     """(B, T, n D) -> (B, n, T, D)."""
     return rearrange(x, "b t (h d) -> b h t d", h=n)
@@ -108,6 +117,44 @@ def normalised(
     if causal:
         o, state = linear_attention(q, k, v_one, g, state)
     else:
-        k = k if mask is None else k * mask[:, None, :, None]
+        k = k if mask is None else k.masked_fill(~mask[:, None, :, None], 0)
         o, state = q @ (k.mT @ v_one), None
     return (o[..., :-1] / (o[..., -1:] + eps)).to(v.dtype), state
+
+
+def log_normalised(
+    q: Tensor, k: Tensor, v: Tensor, state: tuple | None, mask: Tensor | None, causal: bool, eps: float = 0.0
+) -> tuple[Tensor, tuple | None]:
+    """`normalised` for positive features that come as logarithms: e^{q - c} + eps, with c taken out so that nothing
+    overflows.
+
+    c cancels in the quotient. Queries take their own maximum. Keys take the largest value so far, and the past is
+    rescaled when it grows, which is a decay by e^{c_{t-1} - c_t}: a maximum over the whole sequence would let the
+    future in. state (S, c).
+    """
+    S, largest = (None, None) if state is None else state
+    phi_q = (q - q.detach().amax(-1, keepdim=True)).exp() + eps
+    if not causal:
+        seen = k if mask is None else k.masked_fill(~mask[:, None, :, None], -torch.inf)
+        c = seen.detach().amax((-2, -1), keepdim=True).clamp(min=-1e30)  # a row of padding alone has no maximum
+        return normalised(phi_q, (k.minimum(c) - c).exp() + eps, v, None, mask, False)
+    own = k.detach().amax(-1, keepdim=True)
+    before = torch.full_like(own[:, :, :1], -torch.inf) if largest is None else largest
+    c = torch.cat([before, own], 2).cummax(2).values
+    phi_k = (k - c[:, :, 1:]).exp() + eps
+    o, S = normalised(phi_q, phi_k, v, S, None, True, g=c[:, :, :-1] - c[:, :, 1:])
+    return o, (S, c[:, :, -1:])
+
+
+def running_softmax(logits: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """A softmax over time so far, as a recurrence: with z_t = log sum_{j <= t} e^{l_j} the step's own weight is
+    e^{l_t - z_t}, and every earlier one decays by e^{z_{t-1} - z_t}.
+
+    logits (B, H, T, M), total (B, H, 1, M), z of the past. Returns weights, log-decays and the last z, in float32 at
+    least.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    total = torch.full_like(logits[:, :, :1], -torch.inf) if total is None else total
+    z = torch.cat([total, logits], 2).logcumsumexp(2)
+    before, z = z[:, :, :-1], z[:, :, 1:]
+    return (logits - z).exp(), before - z, z[:, :, -1:]
