@@ -139,7 +139,9 @@ class Rebased(FeatureMap):
 
 
 class DPFP(FeatureMap):
-    """r_i r_{i + j}, j = 1 ... nu, r = relu([x, -x]) (Schlag et al., 2021, https://arxiv.org/abs/2102.11174, eq. 37)."""
+    """r_i r_{i + j}, j = 1 ... nu, r = relu([x, -x]) (Schlag et al., 2021, https://arxiv.org/abs/2102.11174,
+    section 5.3).
+    """
 
     positive = True
 

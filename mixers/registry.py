@@ -6,8 +6,10 @@ Hydra is imported when it is first asked: `import mixers` stays light.
 import difflib
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from mixers.base import Mixer
@@ -63,6 +65,25 @@ def knobs(name: str, *, causal: bool = True, length: int = 256, max_length: int 
     facts = {"causal": causal, "length": length, "max_length": length if max_length is None else max_length}
     resolved: Any = OmegaConf.to_container(OmegaConf.create({"task": facts, "mixer": config}), resolve=True)
     return {key: value for key, value in resolved["mixer"].items() if key != "_partial_"}
+
+
+def about(name: str) -> str:
+    """The comment that a mixer's yaml begins with: what it changes of the mixer that it builds on, and whose idea that
+    was.
+    """
+    from importlib.resources import files
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    with _hydra():
+        for source in GlobalHydra.instance().config_loader().get_sources():
+            if source.is_config(f"mixer/{name}"):
+                root = Path(source.path) if source.scheme() == "file" else files(source.path.replace("/", "."))
+                lines = itertools.takewhile(
+                    lambda line: line.startswith("#"), root.joinpath("mixer", f"{name}.yaml").read_text().splitlines()
+                )
+                return " ".join(line.lstrip("# ") for line in lines)
+    return ""
 
 
 def directions(name: str) -> list[bool]:

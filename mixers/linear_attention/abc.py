@@ -1,4 +1,4 @@
-"""Attention with bounded memory control, ABC with an MLP (Peng et al., 2021, https://arxiv.org/abs/2110.02488, sections 2-4).
+"""Attention with bounded memory control (Peng et al., 2021, https://arxiv.org/abs/2110.02488, sections 2-4).
 
 K_t = sum_{j <= t} w_tj k_j^T,   V_t = sum_{j <= t} w_tj v_j^T,   w_tj = softmax_{j <= t}(W_s x_j) per slot, M slots
 o_t = V_t^T softmax(K_t q_t / sqrt(D))

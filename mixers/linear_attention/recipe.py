@@ -1,5 +1,5 @@
-"""The algebra behind linear mixers, made runnable: one ingredient each of Wang et al., 2025 (https://arxiv.org/abs/2501.12352,
-section 3), so that one can walk between the named mixers.
+"""The algebra behind linear mixers (Wang et al., 2025, https://arxiv.org/abs/2501.12352, section 3), made runnable: one
+can walk between the named mixers, an ingredient at a time.
 
 S_t = (I - beta_t k_t k_t^T) diag(e^{g_t}) S_{t-1} + beta_t k_t v_t^T      write: delta
 S_t = diag(e^{g_t}) S_{t-1} + k_t v_t^T                                    write: sum
