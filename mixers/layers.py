@@ -111,3 +111,16 @@ def normalised(
         k = k if mask is None else k * mask[:, None, :, None]
         o, state = q @ (k.mT @ v_one), None
     return (o[..., :-1] / (o[..., -1:] + eps)).to(v.dtype), state
+
+
+def legs_normal(n: int) -> tuple[Tensor, Tensor]:
+    """HiPPO-LegS plus its rank-one part P P^T, P_k = sqrt(k + 1/2): a normal matrix (Gu et al., 2021,
+    https://arxiv.org/abs/2111.00396, theorem 1). The n / 2 eigenvalues above the real axis, rising, and their
+    eigenvectors, the columns of V (n, n / 2): complex64, from float64.
+    """
+    k = torch.arange(n, dtype=torch.float64)
+    p = (k + 0.5).sqrt()
+    skew = (p.unsqueeze(1) * p).tril(-1)
+    turns, V = torch.linalg.eigh(-1j * (skew.mT - skew))  # the real parts are all -1/2
+    above = torch.complex(torch.full_like(turns, -0.5), turns)[n // 2 :]
+    return above.to(torch.complex64), V[:, n // 2 :].to(torch.complex64)

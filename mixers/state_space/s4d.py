@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.base import Mixer, State
-from mixers.ops.causal_conv import causal_conv
-
-SEGMENT = 1024  # powers of e^{dt A} at a time
+from mixers.ops.diagonal import diagonal
+from mixers.ops.precision import wide
 
 
 class S4D(Mixer):
@@ -39,27 +38,9 @@ class S4D(Mixer):
         self.out = nn.Linear(d_model, 2 * d_model)
 
     def forward(self, x: Tensor, state: State = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        T, wide = x.shape[1], torch.promote_types(x.dtype, torch.float32)
         A = torch.complex(-self.log_A_real.exp(), self.A_imag)
         dtA = A * self.log_dt.exp().unsqueeze(-1)
         C = torch.view_as_complex(self.C) * (dtA.exp() - 1) / A
-        powers = [
-            (dtA.unsqueeze(-1) * torch.arange(n, min(n + SEGMENT, T), device=x.device)).exp()
-            for n in range(0, T, SEGMENT)
-        ]  # (D, N / 2, SEGMENT) each
-        u = x.to(wide)
-        y, _ = causal_conv(u, 2 * torch.cat([self.read(C, p) for p in powers], -1))
-        h = torch.zeros(x.shape[0], *A.shape, dtype=A.dtype, device=x.device) if state is None else state
-        if state is not None:
-            first = C * dtA.exp() * h
-            y = y + 2 * torch.cat([torch.einsum("bdn,dnt->btd", first, p).real for p in powers], 1)
-        for piece in u.split(SEGMENT, 1):
-            ages = powers[0][..., : piece.shape[1]].flip(-1)
-            h = (dtA * piece.shape[1]).exp() * h + torch.einsum("btd,dnt->bdn", piece.to(A.dtype), ages)
-        y = (y + self.D.to(wide) * u).to(x.dtype)
-        return F.glu(self.out(F.gelu(y)), -1), h
-
-    @staticmethod
-    def read(C: Tensor, powers: Tensor) -> Tensor:
-        """Re sum_n C_n powers_n: (D, N / 2), (D, N / 2, L) -> (D, L)."""
-        return (C.unsqueeze(1) @ powers).squeeze(1).real
+        u = x.to(wide(x.dtype))
+        y, h = diagonal(u, dtA, 2 * C, state)
+        return F.glu(self.out(F.gelu((y + self.D * u).to(x.dtype))), -1), h
