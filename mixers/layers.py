@@ -8,7 +8,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mixers.ops.causal_conv import causal_conv
+from mixers.ops.diagonal import diagonal
 from mixers.ops.linear_attention import linear_attention
+from mixers.ops.precision import wide
 
 
 def per_head(d_model: int, n_heads: int) -> int:
@@ -73,6 +75,49 @@ class ShortConv(nn.Module):
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y, state = causal_conv(x, self.weight, state)
         return (y if self.bias is None else y + self.bias.to(y.dtype)), state
+
+
+class S4DLin(nn.Module):
+    """A diagonal state space per channel (Gu et al., 2022, https://arxiv.org/abs/2206.11893, eqs. 2-3, section 4.4).
+
+    h_t = e^{dt A} h_{t-1} + x_t,   y_t = 2 Re sum_n C_n (e^{dt A_n} - 1) / A_n h_{t,n} + D x_t,   A_n = -1/2 + i pi n
+
+    With zero-order hold and B = 1; a half of each pair of conjugate states is kept, hence 2 Re. (B, T, D) -> the same.
+    """
+
+    dynamics = ("log_dt", "log_A_real", "A_imag")
+
+    def __init__(self, d_model: int, *, d_state: int):
+        super().__init__()
+        if d_state < 2 or d_state % 2:
+            raise ValueError(f"d_state={d_state} is not even: states come in conjugate pairs, choose an even number")
+        half = d_state // 2
+        self.log_dt = nn.Parameter(torch.empty(d_model).uniform_(math.log(1e-3), math.log(1e-1)))
+        self.log_A_real = nn.Parameter(torch.full((d_model, half), math.log(0.5)))
+        self.A_imag = nn.Parameter((math.pi * torch.arange(half)).repeat(d_model, 1))
+        self.C = nn.Parameter(torch.randn(d_model, half, 2) * 0.5**0.5)  # complex, of variance 1
+        self.D = nn.Parameter(torch.randn(d_model))
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        A = torch.complex(-self.log_A_real.exp(), self.A_imag)
+        dtA = A * self.log_dt.exp().unsqueeze(-1)
+        C = torch.view_as_complex(self.C) * (dtA.exp() - 1) / A
+        u = x.to(wide(x.dtype))
+        y, h = diagonal(u, dtA, 2 * C, state)
+        return (y + self.D * u).to(x.dtype), h
+
+
+def all_so_far(x: Tensor, past: Tensor | None, max_length: int, name: str) -> Tensor:
+    """The inputs (B, t, D) up to now: the state of a convolution whose filter is as long as the sequence. Raises
+    ValueError beyond max_length, where the filter ends; name is the mixer's.
+    """
+    seen = x if past is None else torch.cat([past, x], 1)
+    if seen.shape[1] > max_length:
+        raise ValueError(
+            f"{name} was built for max_length={max_length} and got {seen.shape[1]} steps: raise task.max_length, "
+            "or shorten the sequence"
+        )
+    return seen
 
 
 def step_bias(n: int, low: float = 1e-3, high: float = 1e-1, floor: float = 1e-4) -> Tensor:

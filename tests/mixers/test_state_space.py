@@ -145,9 +145,9 @@ def s4d_parts(m):
 
 def test_s4d_convolution_is_its_scan():
     def plain(m, x):
-        decay, C = s4d_parts(m)
+        decay, C = s4d_parts(m.ssm)
         h = walk([decay] * x.shape[1], [x[:, t, :, None].to(C.dtype) for t in range(x.shape[1])])
-        return glu(m.out, 2 * (C * h).sum(-1).real + m.D * x)
+        return glu(m.out, 2 * (C * h).sum(-1).real + m.ssm.D * x)
 
     agrees(make("s4d", d_state=8), plain)
 
