@@ -152,6 +152,53 @@ def test_s4d_convolution_is_its_scan():
     agrees(make("s4d", d_state=8), plain)
 
 
+def test_s4_convolution_is_its_scan():
+    """The whole matrix of all conjugate pairs, discretised by a dense solve."""
+
+    def plain(m, x):
+        outputs = []
+        for d in range(D):
+            eigenvalues = torch.complex(-m.log_real[d].exp(), m.imag[d])
+            P, B, C = (torch.complex(z[d, :, 0], z[d, :, 1]) for z in (m.P, m.B, m.C))
+            eigenvalues, P, B, C = (torch.cat([z, z.conj()]) for z in (eigenvalues, P, B, C))
+            A, eye, dt = eigenvalues.diag() - P[:, None] * P.conj(), torch.eye(8, dtype=P.dtype), m.log_dt[d].exp()
+            A_ = torch.linalg.solve(eye - dt / 2 * A, eye + dt / 2 * A)
+            B_ = torch.linalg.solve(eye - dt / 2 * A, dt * B)
+            h, out = torch.zeros(len(x), 8, dtype=P.dtype), []
+            for t in range(x.shape[1]):
+                h = h @ A_.mT + B_ * x[:, t, d, None]
+                out.append((h @ C).real + m.D[d] * x[:, t, d])
+            outputs.append(torch.stack(out, 1))
+        return glu(m.out, torch.stack(outputs, -1))
+
+    agrees(make("s4", d_state=8), plain)
+
+
+def test_s4_carries_its_scan_over_segments(monkeypatch):
+    import mixers.state_space.s4 as module
+
+    m, x = make("s4", d_state=8), torch.randn(2, 50, D, dtype=torch.float64)
+    whole, last = m(x)
+    monkeypatch.setattr(module, "SEGMENT", 4)
+    first, state = m(x[:, :19])
+    second, state = m(x[:, 19:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+    torch.testing.assert_close(state, last)
+
+
+def test_s4_starts_as_hippo():
+    m = registry.build("s4", 1, d_state=10)
+    _, V = legs_normal(10)
+    P, B = torch.view_as_complex(m.P)[0], torch.view_as_complex(m.B)[0]
+    eigenvalues = torch.complex(-m.log_real[0].exp(), m.imag[0])
+    P, B = 2 * (V @ P).real, 2 * (V @ B).real
+    n = torch.arange(10.0)
+    torch.testing.assert_close(P, (n + 0.5).sqrt(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(B, (2 * n + 1).sqrt(), rtol=1e-4, atol=1e-4)
+    A = 2 * (V * eigenvalues @ V.mH).real - P[:, None] * P
+    torch.testing.assert_close(A, -torch.diag(n + 1) - (B[:, None] * B).tril(-1), rtol=1e-4, atol=1e-3)
+
+
 def test_s5():
     def plain(m, x):
         half = m.log_dt.shape[0]
