@@ -78,11 +78,12 @@ class ShortConv(nn.Module):
 
 
 class S4DLin(nn.Module):
-    """A diagonal state space per channel (Gu et al., 2022, https://arxiv.org/abs/2206.11893, eqs. 2-3, section 4.4).
+    """A diagonal state space per channel, S4D-Lin (Gu et al., 2022, https://arxiv.org/abs/2206.11893).
 
-    h_t = e^{dt A} h_{t-1} + x_t,   y_t = 2 Re sum_n C_n (e^{dt A_n} - 1) / A_n h_{t,n} + D x_t,   A_n = -1/2 + i pi n
+    h_t = e^{dt A} h_{t-1} + x_t,   y_t = 2 Re sum_n C_n (e^{dt A_n} - 1) / A_n h_{t,n} + D x_t
 
-    With zero-order hold and B = 1; a half of each pair of conjugate states is kept, hence 2 Re. (B, T, D) -> the same.
+    A_n = -1/2 + i pi n at first, with zero-order hold and B = 1; a half of each pair of conjugate states is kept,
+    hence 2 Re. (B, T, D) -> (B, T, D).
     """
 
     dynamics = ("log_dt", "log_A_real", "A_imag")

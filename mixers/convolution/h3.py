@@ -2,8 +2,9 @@
 
 o_t = q_t^T SSM_diag(SSM_shift(k) v^T)_t,   q, k, v = W x;   y = W_o o
 
-The shift state space reads its last d_state inputs: a short learned filter per channel, whose tap 0 is also its skip.
-The diagonal one, S4D per head, runs over each of the (d_model / n_heads)^2 products of a head's key and value.
+The shift state space reads its last d_state inputs: a learned filter per channel, whose tap 0 is also its skip.
+Its taps start with variance 1 / d_state and not 1, so that it neither shrinks nor swells a key. The diagonal one,
+S4D per head, runs over each of the (d_model / n_heads)^2 products of a head's key and value.
 """
 
 import torch
@@ -15,7 +16,7 @@ from mixers.ops.causal_conv import causal_conv
 
 
 class H3(Mixer):
-    """Linear attention that decays as a state space does, with keys that see the tokens before: made for recall."""
+    """Linear attention that decays as a state space does, with keys that see the tokens before."""
 
     sizes = ("d_state",)
 
@@ -24,7 +25,7 @@ class H3(Mixer):
         per_head(d_model, n_heads)
         self.n_heads = n_heads
         self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.shift = nn.Parameter(torch.randn(d_model, d_state))
+        self.shift = nn.Parameter(torch.randn(d_model, d_state) * d_state**-0.5)
         self.ssm = S4DLin(n_heads, d_state=d_state)
         self.out = nn.Linear(d_model, d_model)
 

@@ -1,4 +1,4 @@
-"""Mega's damped moving average (Ma et al., 2022, https://arxiv.org/abs/2209.10655, eqs. 3-4), without its attention.
+"""Mega's damped moving average (Ma et al., 2022, https://arxiv.org/abs/2209.10655, eqs. 3-4), no attention.
 
 h_t = (1 - p d) h_{t-1} + p beta x_t,   y_t = silu(gamma . h_t / sqrt(d_state) + omega x_t)
 p = sigmoid(alpha),   d = sigmoid(delta),   d_state numbers per channel
@@ -16,7 +16,7 @@ from mixers.ops.precision import wide
 
 
 class MegaEMA(Mixer):
-    """A few moving averages per channel, damped so that they forget slower than they learn; channels do not mix."""
+    """A few moving averages per channel, damped to forget slower than they learn; channels do not mix."""
 
     sizes = ("d_state",)
     dynamics = ("alpha", "delta")

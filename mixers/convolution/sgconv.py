@@ -2,8 +2,8 @@
 
 y = K conv x + D * x,   K = [2^{n-1} up(k_0), 2^{n-2} up(k_1), ..., up(k_{n-1})] / Z;   out = GLU(W gelu(y))
 
-k_i (D, 64); up stretches k_i linearly to 64 2^{max(0, i-1)} taps; Z is the norm that K has at first. n is the least
-number of scales that reach max_length.
+k_i (D, 64); up stretches k_i linearly to 64 2^{max(0, i-1)} taps; Z is the norm that K has at first. n is the
+least number of scales that reach max_length.
 """
 
 import math
@@ -20,8 +20,8 @@ TAPS = 64
 
 
 class SGConv(Mixer):
-    """A filter as long as the sequence, finer and heavier where it is near: few weights for any length. No state is
-    enough for it, it carries all its inputs.
+    """A filter as long as the sequence, finer and heavier where it is near: few weights for any length. No state
+    is enough for it, it carries all its inputs.
     """
 
     dynamics = ("k",)

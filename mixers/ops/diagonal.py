@@ -2,8 +2,8 @@
 
     h_t = e^a h_{t-1} + x_t,   y_t = Re sum_n c_n h_{t,n}      is      y = K * x,   K_l = Re sum_n c_n e^{a_n l}
 
-Gu et al., 2022 (https://arxiv.org/abs/2206.11893, section 3.3). What a carried state adds to the outputs is a sum of
-the same powers, and so is what the inputs leave in it.
+Gu et al., 2022 (https://arxiv.org/abs/2206.11893, section 3.3). What a carried state adds to the outputs is a sum
+of the same powers, and so is what the inputs leave in it.
 """
 
 import torch
@@ -27,8 +27,9 @@ def diagonal_definition(x, a, c, state=None):
 
 @exact
 def diagonal(x: Tensor, a: Tensor, c: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """x (B, T, D) real; a (D, N), real part <= 0, and c (D, N), both real or both complex; state (B, D, N). Returns y
-    (B, T, D) in x's dtype and the state after the last step, in float32 or complex64 at least. Time T log T.
+    """x (B, T, D) real; a (D, N), real part <= 0, and c (D, N), both real or both complex; state (B, D, N).
+    Returns y (B, T, D) in x's dtype and the state after the last step, in float32 or complex64 at least. Time T
+    log T.
     """
     T, dtype = x.shape[1], torch.promote_types(wide(x.dtype), a.dtype)
     u, a, c = x.to(wide(x.dtype)), a.to(dtype), c.to(dtype)

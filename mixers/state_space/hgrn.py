@@ -3,10 +3,10 @@
 h_t = f_t * h_{t-1} + (1 - f_t) * silu(W_c x_t),   f_t = l + (1 - l) sigmoid(W_f x_t)
 y = W_o (norm(h) * silu(W_g x))
 
-Real, as the released layer is; the paper's state turns too, by a learned angle per channel that does not depend on the
-input. The paper's lower bounds l come from a parameter that all layers share, cumulated over depth, and start at layer
-/ n_layers. Here each layer learns its own, sigmoid(b), and starts at (layer + 1) / (n_layers + 1), since at 0, where
-the paper's first layer starts, half of everything is forgotten in one token.
+Real, as the released layer is; the paper's state turns too, by a learned angle per channel that does not depend on
+the input. The paper's lower bounds l come from a parameter that all layers share, cumulated over depth, and start
+at layer / n_layers. Here each layer learns its own, sigmoid(b), and starts at (layer + 1) / (n_layers + 1), since
+at 0, where the paper's first layer starts, half of everything is forgotten in one token.
 """
 
 import math
@@ -22,7 +22,7 @@ from mixers.ops.scan import scan
 
 
 class HGRN(Mixer):
-    """A gated average per channel whose forget gate has a floor that rises with depth: deep layers remember longer."""
+    """A gated average per channel whose forget gate has a floor: deep layers remember longer."""
 
     dynamics = ("bound",)
 

@@ -1,6 +1,6 @@
-"""The linear recurrent unit, LRU (Orvieto et al., 2023, https://arxiv.org/abs/2303.06349, section 3 and appendix A).
+"""The linear recurrent unit, LRU (Orvieto et al., 2023, https://arxiv.org/abs/2303.06349, section 3, appendix A).
 
-h_t = lambda * h_{t-1} + e^gamma * (B x_t),   y_t = Re(C h_t) + D * x_t,   lambda = exp(-e^nu + i e^theta), N complex
+h_t = lambda * h_{t-1} + e^gamma * (B x_t),   y_t = Re(C h_t) + D * x_t,   lambda = exp(-e^nu + i e^theta)
 out = GLU(W gelu(y))
 """
 

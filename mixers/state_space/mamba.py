@@ -20,7 +20,7 @@ EXPAND, CONV = 2, 4
 
 
 class Mamba(Mixer):
-    """A state space per channel, which the input tells at each token how far to step: what to keep and what to skip."""
+    """A state space per channel, whose step the input chooses: what to keep and what to skip."""
 
     sizes = ("d_state",)
     dynamics = ("A_log", "dt_bias")

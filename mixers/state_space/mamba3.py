@@ -2,12 +2,12 @@
 
 S_t = a_t S_{t-1} + (1 - l_t) dt_t a_t k_{t-1} v_{t-1}^T + l_t dt_t k_t v_t^T,   y_t = S_t^T q_t + D v_t
 a_t = e^{A_t dt_t},   A_t = -softplus(.),   dt_t = softplus(. + b),   l_t = sigmoid(.),   all W x_t, per head
-q, k = R(theta_t) (norm(W x_t) + bias per head), half of it rotated,   theta_t = theta_{t-1} + dt_t pi tanh(W_a x_t)
+q, k = R(theta_t) (norm(W x_t) + bias per head), half of it turned,   theta_t = theta_{t-1} + pi dt_t tanh(W x_t)
 out = W_o (y * silu(z))
 
-No short convolution: the trapezoidal rule mixes neighbours. Each pair (k_t, v_t) is written once, with the weights of
-its two terms together; the second of them, which comes a step later, is taken back from y_t. Released versions of the
-code differ in A_t: some have, in place of softplus, a map of heavier tails.
+No short convolution: the trapezoidal rule mixes neighbours. Each pair (k_t, v_t) is written once, with the weights
+of its two terms together; the second of them, which comes a step later, is taken back from y_t. Released versions
+of the code differ in A_t: some have, in place of softplus, a map of heavier tails.
 """
 
 import math
@@ -25,8 +25,8 @@ EXPAND, A_MIN = 2, 1e-4
 
 
 class Mamba3(Mixer):
-    """A state space that integrates its input by the trapezoidal rule and turns as it decays, by angles that the input
-    chooses: it can count modulo.
+    """A state space that integrates its input by the trapezoidal rule and turns as it decays, by angles that the
+    input chooses: it can count modulo.
     """
 
     sizes = ("d_state",)
@@ -71,7 +71,7 @@ class Mamba3(Mixer):
 
 
 def rotate(x: Tensor, theta: Tensor) -> Tensor:
-    """x (B, H, T, N), its first N / 2 components as N / 4 pairs (x_n, x_{n + N / 4}), by theta (B, H, T, N / 4)."""
+    """x (B, H, T, N), the first half of its components as pairs (x_n, x_{n + N / 4}), by theta (B, H, T, N / 4)."""
     a, b, rest = x.split([theta.shape[-1], theta.shape[-1], x.shape[-1] // 2], -1)
     cos, sin = theta.cos(), theta.sin()
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)

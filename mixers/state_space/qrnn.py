@@ -1,6 +1,6 @@
-"""The quasi-recurrent network, QRNN (Bradbury et al., 2016, https://arxiv.org/abs/1611.01576, eqs. 2-4), fo-pooling.
+"""The quasi-recurrent network, QRNN (Bradbury et al., 2016, https://arxiv.org/abs/1611.01576, eqs. 2-4).
 
-h_t = f_t * h_{t-1} + (1 - f_t) * z_t,   y_t = o_t * h_t
+h_t = f_t * h_{t-1} + (1 - f_t) * z_t,   y_t = o_t * h_t,   which the paper calls fo-pooling
 z = tanh(W_z * x),   f = sigmoid(W_f * x),   o = sigmoid(W_o * x),   a convolution of width 2: of x_{t-1} and x_t
 """
 

@@ -1,5 +1,5 @@
-"""The recurrent block of Hawk and Griffin, with the real-gated LRU (De et al., 2024, https://arxiv.org/abs/2402.19427,
-section 2.4).
+"""The recurrent block of Hawk and Griffin, with the real-gated LRU (De et al., 2024,
+https://arxiv.org/abs/2402.19427, section 2.4).
 
 h_t = a_t * h_{t-1} + sqrt(1 - a_t^2) * i_t * u_t,   log a_t = -8 r_t softplus(Lambda)
 r_t, i_t = sigmoid(W u_t + b), W block-diagonal;   u = conv(W_u x);   out = W_o (h * gelu(W_z x))
@@ -22,7 +22,7 @@ LEAST = 2.5e-7  # of 1 - a^2: keeps the root's gradient below 1000
 
 
 class RGLRU(Mixer):
-    """A leaky average per channel whose leak the input chooses, and whose output varies as much whatever the leak."""
+    """A leaky average per channel whose leak the input chooses, and whose size does not depend on the leak."""
 
     dynamics = ("Lambda",)
 

@@ -1,14 +1,15 @@
-"""S4, a structured state space per channel (Gu et al., 2021, https://arxiv.org/abs/2111.00396, section 3, appendix C).
+"""S4, a structured state space per channel (Gu et al., 2021, https://arxiv.org/abs/2111.00396, section 3).
 
 h' = A h + B x,   y = C h + D x,   A = Lambda - P P^*,   which starts as HiPPO-LegS;   out = GLU(W gelu(y))
 h_t = A_ h_{t-1} + B_ x_t,   A_ = (1 - dt/2 A)^{-1} (1 + dt/2 A),   B_ = (1 - dt/2 A)^{-1} dt B
 
 A whole sequence is a convolution with K_l = C A_^l B_. Its transform at the T-th roots of unity w is
 
-    2 (k_CB - k_CP k_PB (1 + w) / (1 + (1 + w) k_PP)),   k_XY = sum_n dt X_n Y_n / (2 (1 - w) - (1 + w) dt Lambda_n)
+    2 (k_CB - k_CP k_PB (1 + w) / (1 + (1 + w) k_PP))
+    k_XY = sum_n dt X_n Y_n / (2 (1 - w) - (1 + w) dt Lambda_n)
 
-with C (1 - A_^T) for C, and P conjugate where it is X. Of each pair of conjugate states one is kept; the state that is
-carried is its real and imaginary parts, in which A_ is a real matrix.
+with C (1 - A_^T) for C, and P conjugate where it is X. Of each pair of conjugate states one is kept; the state
+that is carried is its real and imaginary parts, in which A_ is a real matrix.
 """
 
 import math
@@ -26,7 +27,7 @@ SEGMENT = 64  # powers of A_ at a time
 
 
 class S4(Mixer):
-    """Remembers the past of each channel as coefficients of polynomials, whose matrix is diagonal but for one rank."""
+    """Remembers each channel's past as coefficients of polynomials, through a diagonal matrix plus one rank."""
 
     sizes = ("d_state",)
     dynamics = ("log_dt", "log_real", "imag", "P", "B")
@@ -58,7 +59,7 @@ class S4(Mixer):
 def dplr_space(
     u: Tensor, dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """u (B, T, D); dt (D, 1); Lambda, P, B, C (D, N / 2) complex; state (B, D, N). Returns y and the last state."""
+    """u (B, T, D); dt (D, 1); Lambda, P, B, C (D, N / 2) complex; state (B, D, N). Returns y and the last one."""
     T, size = u.shape[1], min(SEGMENT, u.shape[1])
     A_, B_ = discrete(dt, Lambda, P, B)
     C_ = 2 * torch.cat([C.real, -C.imag], -1)

@@ -1,5 +1,5 @@
-"""S4D-Lin, a diagonal state space (Gu et al., 2022, https://arxiv.org/abs/2206.11893, eqs. 2-3 and section 4.4), per
-channel.
+"""S4D-Lin, a diagonal state space (Gu et al., 2022, https://arxiv.org/abs/2206.11893, eqs. 2-3 and section 4.4),
+per channel.
 
 h_t = e^{dt A} h_{t-1} + x_t,   y_t = 2 Re sum_n C_n (e^{dt A_n} - 1) / A_n h_{t,n} + D x_t,   A_n = -1/2 + i pi n
 out = GLU(W gelu(y))

@@ -3,8 +3,8 @@
 h_t = e^{Lambda dt} * h_{t-1} + (e^{Lambda dt} - 1) / Lambda * (B u_t),   y_t = 2 Re(C h_t) + D * u_t
 out = gelu(y) * sigmoid(W gelu(y))
 
-Lambda are the eigenvalues of the normal part of HiPPO-LegS, in n_blocks equal blocks; B and C start as real matrices
-in that basis. Of each pair of conjugate states one is kept, hence 2 Re.
+Lambda are the eigenvalues of the normal part of HiPPO-LegS, in n_blocks equal blocks; B and C start as real
+matrices in that basis. Of each pair of conjugate states one is kept, hence 2 Re.
 """
 
 import math
