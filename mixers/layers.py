@@ -1,6 +1,7 @@
 """What two or more mixers share."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -108,9 +109,13 @@ class S4DLin(nn.Module):
         return (y + self.D * u).to(x.dtype), h
 
 
-def all_so_far(x: Tensor, past: Tensor | None, max_length: int, name: str) -> Tensor:
-    """The inputs (B, t, D) up to now: the state of a convolution whose filter is as long as the sequence. Raises
-    ValueError beyond max_length, where the filter ends; name is the mixer's.
+def endless_conv(
+    x: Tensor, past: Tensor | None, taps: Callable[[int], Tensor], max_length: int, name: str
+) -> tuple[Tensor, Tensor]:
+    """A causal convolution whose filter is as long as the sequence, so that its state is all inputs up to now.
+
+    x (B, T, D); past (B, t, D), the inputs before x; taps: length -> the filter's first taps (D, length). Returns y
+    (B, T, D) and the inputs (B, t + T, D). Raises ValueError beyond max_length, where the filter ends.
     """
     seen = x if past is None else torch.cat([past, x], 1)
     if seen.shape[1] > max_length:
@@ -118,7 +123,8 @@ def all_so_far(x: Tensor, past: Tensor | None, max_length: int, name: str) -> Te
             f"{name} was built for max_length={max_length} and got {seen.shape[1]} steps: raise task.max_length, "
             "or shorten the sequence"
         )
-    return seen
+    before = None if past is None else F.pad(past, (0, 0, x.shape[1] - 1, 0))
+    return causal_conv(x, taps(seen.shape[1]), before)[0], seen
 
 
 def step_bias(n: int, low: float = 1e-3, high: float = 1e-1, floor: float = 1e-4) -> Tensor:

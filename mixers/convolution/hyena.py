@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mixers.base import Mixer, State
-from mixers.layers import ShortConv, all_so_far
-from mixers.ops.causal_conv import causal_conv
+from mixers.layers import ShortConv, endless_conv
 from mixers.ops.precision import exact
 
 CONV, WIDTH, FREQUENCY = 3, 64, 1.0
@@ -40,10 +39,8 @@ class Hyena(Mixer):
         gates, tail = self.conv(self.project(x), tail)
         x_0, x_1, v = gates.chunk(3, -1)
         z = x_1 * v
-        past = all_so_far(z, past, self.max_length, "hyena")
-        y, _ = causal_conv(past, self.filter(past.shape[1]))
-        y = y[:, past.shape[1] - x.shape[1] :] + self.D.to(z.dtype) * z
-        return self.out(x_0 * y), (tail, past)
+        y, past = endless_conv(z, past, self.filter, self.max_length, "hyena")
+        return self.out(x_0 * (y + self.D.to(z.dtype) * z)), (tail, past)
 
 
 class Filter(nn.Module):

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.base import Mixer, State
-from mixers.layers import all_so_far
-from mixers.ops.causal_conv import causal_conv
+from mixers.layers import endless_conv
 
 LAMBDA, SCALE = 0.001, 0.002
 
@@ -32,7 +31,8 @@ class LongConv(Mixer):
         self.out = nn.Linear(d_model, 2 * d_model)
 
     def forward(self, x: Tensor, state: State = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        past = all_so_far(x, state, self.max_length, "long_conv")
-        y, _ = causal_conv(past, F.softshrink(self.k[:, : past.shape[1]], LAMBDA))
-        y = y[:, past.shape[1] - x.shape[1] :] + self.D.to(x.dtype) * x
-        return F.glu(self.out(F.gelu(y)), -1), past
+        y, past = endless_conv(x, state, self.kernel, self.max_length, "long_conv")
+        return F.glu(self.out(F.gelu(y + self.D.to(x.dtype) * x)), -1), past
+
+    def kernel(self, length: int) -> Tensor:
+        return F.softshrink(self.k[:, :length], LAMBDA)

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.base import Mixer, State
-from mixers.layers import all_so_far
-from mixers.ops.causal_conv import causal_conv
+from mixers.layers import endless_conv
 
 TAPS = 64
 
@@ -36,10 +35,11 @@ class SGConv(Mixer):
         self.out = nn.Linear(d_model, 2 * d_model)
 
     def forward(self, x: Tensor, state: State = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        past = all_so_far(x, state, self.max_length, "sgconv")
-        y, _ = causal_conv(past, multiscale(self.k)[:, : past.shape[1]] / self.Z)
-        y = y[:, past.shape[1] - x.shape[1] :] + self.D.to(x.dtype) * x
-        return F.glu(self.out(F.gelu(y)), -1), past
+        y, past = endless_conv(x, state, self.kernel, self.max_length, "sgconv")
+        return F.glu(self.out(F.gelu(y + self.D.to(x.dtype) * x)), -1), past
+
+    def kernel(self, length: int) -> Tensor:
+        return multiscale(self.k)[:, :length] / self.Z
 
 
 def multiscale(k: Tensor) -> Tensor:

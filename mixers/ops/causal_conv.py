@@ -46,6 +46,8 @@ def causal_conv(x: Tensor, h: Tensor, state: Tensor | None = None) -> tuple[Tens
             y = y + h[:, l] * seen[:, taps - 1 - l : taps - 1 - l + T]
         return y, last
     dtype = wide(x.dtype)
+    if T == 1:  # one sum needs no transform
+        return (seen.to(dtype) * h.to(dtype).mT.flip(0)).sum(1, keepdim=True).to(x.dtype), last
     n = smooth(seen.shape[1] + taps - 1)
     spectrum = torch.fft.rfft(seen.to(dtype), n, dim=1) * torch.fft.rfft(h.to(dtype), n, dim=1).mT
     y = torch.fft.irfft(spectrum, n, dim=1)[:, seen.shape[1] - T : seen.shape[1]]

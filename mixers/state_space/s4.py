@@ -63,7 +63,9 @@ def dplr_space(
     T, size = u.shape[1], min(SEGMENT, u.shape[1])
     A_, B_ = discrete(dt, Lambda, P, B)
     C_ = 2 * torch.cat([C.real, -C.imag], -1)
-    whole, segment = torch.linalg.matrix_power(A_, T), torch.linalg.matrix_power(A_, size)
+    power = torch.linalg.matrix_power
+    segment = power(A_, size)
+    whole = segment if T == size else power(segment, T // size) @ power(A_, T % size)
     real, imag = ((C_ - (C_.unsqueeze(1) @ whole).squeeze(1)) / 2).chunk(2, -1)
     y, _ = causal_conv(u, kernel(T, dt, Lambda, P, B, torch.complex(real, -imag)))
 
