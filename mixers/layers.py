@@ -1,6 +1,7 @@
 """What two or more mixers share."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mixers.ops.causal_conv import causal_conv
+from mixers.ops.diagonal import diagonal
 from mixers.ops.linear_attention import linear_attention
+from mixers.ops.precision import wide
 
 
 def per_head(d_model: int, n_heads: int) -> int:
@@ -82,6 +85,55 @@ class ShortConv(nn.Module):
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y, state = causal_conv(x, self.weight, state)
         return (y if self.bias is None else y + self.bias.to(y.dtype)), state
+
+
+class S4DLin(nn.Module):
+    """A diagonal state space per channel, S4D-Lin (Gu et al., 2022, https://arxiv.org/abs/2206.11893).
+
+    h_t = e^{dt A} h_{t-1} + x_t,   y_t = 2 Re sum_n C_n (e^{dt A_n} - 1) / A_n h_{t,n} + D x_t
+
+    A_n = -1/2 + i pi n at first, with zero-order hold and B = 1; a half of each pair of conjugate states is kept,
+    hence 2 Re. (B, T, D) -> (B, T, D).
+    """
+
+    dynamics = ("log_dt", "log_A_real", "A_imag")
+
+    def __init__(self, d_model: int, *, d_state: int):
+        super().__init__()
+        if d_state < 2 or d_state % 2:
+            raise ValueError(f"d_state={d_state} is not even: states come in conjugate pairs, choose an even number")
+        half = d_state // 2
+        self.log_dt = nn.Parameter(torch.empty(d_model).uniform_(math.log(1e-3), math.log(1e-1)))
+        self.log_A_real = nn.Parameter(torch.full((d_model, half), math.log(0.5)))
+        self.A_imag = nn.Parameter((math.pi * torch.arange(half)).repeat(d_model, 1))
+        self.C = nn.Parameter(torch.randn(d_model, half, 2) * 0.5**0.5)  # complex, of variance 1
+        self.D = nn.Parameter(torch.randn(d_model))
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        A = torch.complex(-self.log_A_real.exp(), self.A_imag)
+        dtA = A * self.log_dt.exp().unsqueeze(-1)
+        C = torch.view_as_complex(self.C) * (dtA.exp() - 1) / A
+        u = x.to(wide(x.dtype))
+        y, h = diagonal(u, dtA, 2 * C, state)
+        return (y + self.D * u).to(x.dtype), h
+
+
+def endless_conv(
+    x: Tensor, past: Tensor | None, taps: Callable[[int], Tensor], max_length: int, name: str
+) -> tuple[Tensor, Tensor]:
+    """A causal convolution whose filter is as long as the sequence, so that its state is all inputs up to now.
+
+    x (B, T, D); past (B, t, D), the inputs before x; taps: length -> the filter's first taps (D, length). Returns y
+    (B, T, D) and the inputs (B, t + T, D). Raises ValueError beyond max_length, where the filter ends.
+    """
+    seen = x if past is None else torch.cat([past, x], 1)
+    if seen.shape[1] > max_length:
+        raise ValueError(
+            f"{name} was built for max_length={max_length} and got {seen.shape[1]} steps: raise task.max_length, "
+            "or shorten the sequence"
+        )
+    before = None if past is None else F.pad(past, (0, 0, x.shape[1] - 1, 0))
+    return causal_conv(x, taps(seen.shape[1]), before)[0], seen
 
 
 def step_bias(n: int, low: float = 1e-3, high: float = 1e-1, floor: float = 1e-4) -> Tensor:
@@ -158,3 +210,16 @@ def running_softmax(logits: Tensor, total: Tensor | None) -> tuple[Tensor, Tenso
     z = torch.cat([total, logits], 2).logcumsumexp(2)
     before, z = z[:, :, :-1], z[:, :, 1:]
     return (logits - z).exp(), before - z, z[:, :, -1:]
+
+
+def legs_normal(n: int) -> tuple[Tensor, Tensor]:
+    """HiPPO-LegS plus its rank-one part P P^T, P_k = sqrt(k + 1/2): a normal matrix (Gu et al., 2021,
+    https://arxiv.org/abs/2111.00396, theorem 1). The n / 2 eigenvalues above the real axis, rising, and their
+    eigenvectors, the columns of V (n, n / 2): complex64, from float64.
+    """
+    k = torch.arange(n, dtype=torch.float64)
+    p = (k + 0.5).sqrt()
+    skew = (p.unsqueeze(1) * p).tril(-1)
+    turns, V = torch.linalg.eigh(-1j * (skew.mT - skew))  # the real parts are all -1/2
+    above = torch.complex(torch.full_like(turns, -0.5), turns)[n // 2 :]
+    return above.to(torch.complex64), V[:, n // 2 :].to(torch.complex64)
