@@ -282,7 +282,7 @@ def elu1(x: Tensor) -> Tensor:
 def squares(x: Tensor) -> Tensor:
     """All products x_i x_j, i <= j, those with i < j times sqrt(2): squares(q) . squares(k) = (q . k)^2."""
     i, j = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
-    return x[..., i] * x[..., j] * torch.where(i == j, 1.0, 2**0.5).to(x.dtype)
+    return x[..., i] * x[..., j] * torch.full_like(i, 2, dtype=x.dtype).masked_fill(i == j, 1).sqrt()
 
 
 def random_logits(x: Tensor, omega: Tensor) -> Tensor:
@@ -301,6 +301,7 @@ def orthogonal_features(n: int, d: int, generator: Generator | None = None) -> T
     https://arxiv.org/abs/2009.14794, section 2.4)."""
     blocks = []
     for start in range(0, n, d):
-        square, _ = torch.linalg.qr(torch.randn(d, d, generator=generator))
-        blocks.append(square.T[: min(d, n - start)])
+        Q, R = torch.linalg.qr(torch.randn(d, d, generator=generator))
+        Q = Q * R.diagonal().sign()  # else their signs are the algorithm's, and estimates are biased (Mezzadri, 2006)
+        blocks.append(Q.T[: min(d, n - start)])
     return torch.cat(blocks) * torch.randn(n, d, generator=generator).norm(dim=1, keepdim=True)
