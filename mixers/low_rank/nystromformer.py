@@ -49,7 +49,7 @@ def nystrom(q: Tensor, k: Tensor, v: Tensor, real: Tensor, m: int) -> Tensor:
     segment = (order * m).div(count, rounding_mode="floor")
     P = (segment.unsqueeze(1) == torch.arange(m, device=q.device)[:, None]) & real.unsqueeze(1)  # (B, m, T)
     size = P.sum(-1)
-    P = (P / size.clamp(min=1).unsqueeze(-1)).to(q.dtype).unsqueeze(1)
+    P = (P.to(q.dtype) / size.clamp(min=1).unsqueeze(-1)).unsqueeze(1)
     there = (size > 0)[:, None]  # (B, 1, m)
     lowest = torch.finfo(q.dtype).min
     Q, K = P @ q, P @ k
