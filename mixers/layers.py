@@ -123,9 +123,9 @@ def by_chunk(
     """A memory W that is written once per chunk of `size` tokens, counted from the first token ever.
 
     q (B, ..., T, .) asks; items, the same but for their widths, are written; tail: those of the chunk that is not
-    full yet, as returned. step(W, q, *items) gets a chunk's items so far, and the q of its last rows: it gives their
-    outputs, and a function that makes the next chunk's W, called when the chunk is full. All in float32 at least.
-    Returns o in q's dtype, and W and the tail after the last token.
+    full yet, as returned. step(W, q, *items) gets a chunk's items so far, and the q of its last rows: it gives
+    their outputs, and a function that makes the next chunk's W, called when the chunk is full. All in float32 at
+    least. Returns o in q's dtype, and W and the tail after the last token.
     """
     if size < 1:
         raise ValueError(f"a chunk of {size} tokens is never full: choose at least 1")

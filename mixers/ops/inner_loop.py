@@ -4,13 +4,13 @@
     S_t = m_t S_{t-1} - eta_t G_t,    D_t = a_t D_{t-1} + S_t,    D_0 = 0
     W_t = a_1 ... a_t W + r_t D_t,    o_t = f(q_t; W_t)
 
-f is linear maps with a GELU (its tanh form) between them, or, with a norm, f(x) = x + LayerNorm(maps(x)). Without a, m
-and r it is plain gradient descent: Sun et al., 2024 (https://arxiv.org/abs/2407.04620, section 2). With decay a and
-momentum m it is Behrouz et al., 2024 (https://arxiv.org/abs/2501.00663, eqs. 10-14).
+f is linear maps with a GELU (its tanh form) between them, or, with a norm, f(x) = x + LayerNorm(maps(x)). Without
+a, m and r it is plain gradient descent: Sun et al., 2024 (https://arxiv.org/abs/2407.04620, section 2). With decay
+a and momentum m it is Behrouz et al., 2024 (https://arxiv.org/abs/2501.00663, eqs. 10-14).
 
-A token's gradient in a linear map is the outer product of the map's input x_j and the loss's gradient g_j there, and
-W_t is linear in the chunk's gradients. So q_t meets them as in linear attention, sum_j C_tj (q_t . x_j) g_j, and no
-gradient is ever formed for one token alone (the dual form: Sun et al., section 2.5, appendix A).
+A token's gradient in a linear map is the outer product of the map's input x_j and the loss's gradient g_j there,
+and W_t is linear in the chunk's gradients. So q_t meets them as in linear attention, sum_j C_tj (q_t . x_j) g_j,
+and no gradient is ever formed for one token alone (the dual form: Sun et al., section 2.5, appendix A).
 """
 
 import math
@@ -56,10 +56,10 @@ def inner_loop(
     r: Tensor | None = None,
     norm: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Weights, Weights | None]:
-    """k, v (B, H, C, D); eta and the log-decays log_a, log_m <= 0 (B, H, C, 1); r (C,) or longer; q the queries of the
-    last rows. W: the maps' matrices (B, H, n, m); one with a row more than its input is wide has a bias there. S: their
-    momenta, given if log_m is. norm: scale and shift of the LayerNorm, (H, 1, D) each. All of one dtype, float32 at
-    least. Returns o, of q's shape, and W and S after the chunk. Can be differentiated through.
+    """k, v (B, H, C, D); eta and the log-decays log_a, log_m <= 0 (B, H, C, 1); r (C,) or longer; q the queries of
+    the last rows. W: the maps' matrices (B, H, n, m); one with a row more than its input is wide has a bias there.
+    S: their momenta, given if log_m is. norm: scale and shift of the LayerNorm, (H, 1, D) each. All of one dtype,
+    float32 at least. Returns o, of q's shape, and W and S after the chunk. Can be differentiated through.
     """
     C = k.shape[-2]
     inputs, errors = gradients(k, v, W, norm)
@@ -98,7 +98,8 @@ def network(x: Tensor, W: Weights, norm: tuple[Tensor, Tensor] | None) -> Tensor
 
 
 def gradients(k: Tensor, v: Tensor, W: Weights, norm) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each map: its inputs (..., C, n), and the loss's gradients at its outputs (..., C, m), for every token."""
+    """Of each map: its inputs (..., C, n), and the loss's gradients at its outputs (..., C, m), for every
+    token."""
     inputs, outputs = [], []
     for l, w in enumerate(W):
         inputs.append(with_bias(k if l == 0 else F.gelu(outputs[-1], approximate="tanh"), w))

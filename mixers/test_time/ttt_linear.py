@@ -3,10 +3,10 @@
 W_i = W - sum_{j <= i} eta_ij grad |f(k_j; W) - v_j|^2 / 2,   o_i = f(q_i; W_i),   f(x; W) = x + LN(map(x; W))
 eta_ij = max(1 / i + r_i, 0) base_lr sigmoid(w . x_j + c) / D,   j <= i = 1 ... chunk
 
-All gradients of a chunk are taken at the W that it began with. map is W x + b, or W2 gelu(W1 x + b1) + b2. Everything
-is learned: the first W, the LN, and r, which is 0 at first. q and k are rotated by their places in the chunk, and
-y = W_o LN(o), the second LN over all heads, as in the official code; its gated variant with short convolutions is left
-out. The MLP's base_lr of 0.1 is the official code's as far as known.
+All gradients of a chunk are taken at the W that it began with. map is W x + b, or W2 gelu(W1 x + b1) + b2.
+Everything is learned: the first W, the LN, and r, which is 0 at first. q and k are rotated by their places in the
+chunk, and y = W_o LN(o), the second LN over all heads, as in the official code; its gated variant with short
+convolutions is left out. The MLP's base_lr of 0.1 is the official code's as far as known.
 """
 
 import functools
@@ -23,7 +23,8 @@ STD = 0.02
 
 
 class TTT(Mixer):
-    """The state is a small model, and reading a token is a step of training it to tell the token's value from its key.
+    """The state is a small model, and reading a token is a step of training it to tell the token's value from its
+    key.
 
     expand: the hidden width of the inner MLP in widths of a head, 0 for a linear map.
     """
