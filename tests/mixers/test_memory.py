@@ -1,0 +1,88 @@
+"""Mixers with a memory beside the sequence, against their papers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain import HEADS, D, agrees, make, rotate, split
+
+from mixers import registry
+from models.learner import groups
+
+
+def noise(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def read(q, keys, values):
+    """softmax(q . k / sqrt(d)) v of one query (B, d) over keys (B, n, d)."""
+    logits = torch.einsum("bd,bnd->bn", q, keys) * q.shape[-1] ** -0.5
+    return torch.einsum("bn,bnd->bd", logits.softmax(-1), values)
+
+
+def parts(m, x):
+    return [split(z) for z in m.qkv(x).chunk(3, -1)]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_persistent_memory(causal):
+    def plain(m, x):
+        heads, T = [], x.shape[1]
+        for h, (q, k, v) in enumerate(zip(*parts(m, x), strict=True)):
+            q, k, fixed = rotate(q), rotate(k), [z[h].expand(len(x), -1, -1) for z in (m.k, m.v)]
+            rows = []
+            for t in range(T):
+                seen = t + 1 if causal else T
+                keys, values = (torch.cat([f, z[:, :seen]], 1) for f, z in zip(fixed, (k, v), strict=True))
+                rows.append(read(q[:, t], keys, values))
+            heads.append(torch.stack(rows, 1))
+        return m.out(torch.cat(heads, -1))
+
+    mixer = make("persistent_memory", n_persistent=5, causal=causal)
+    assert mixer.k.shape == (HEADS, 5, 8)
+    agrees(mixer, plain)
+
+
+def test_persistent_memory_is_no_part_of_the_state():
+    _, (after, (k, v)) = make("persistent_memory", n_persistent=5)(noise(2, 7, D))
+    assert after.tolist() == [7, 7] and k.shape == v.shape == (2, HEADS, 7, 8)
+
+
+def test_product_key_memory():
+    """Of all n^2 pairs the best ones, without the shortcut."""
+
+    def plain(m, x):
+        total = torch.zeros_like(x)
+        for q, (c, other) in zip(split(m.q(x)), m.keys, strict=True):
+            mean, var = q.mean(-1, keepdim=True), q.var(-1, keepdim=True, unbiased=False)
+            q = (q - mean) / (var + 1e-5).sqrt() * m.norm.weight + m.norm.bias
+            one, two = q.chunk(2, -1)
+            scores = ((one @ c.T)[..., :, None] + (two @ other.T)[..., None, :]).flatten(-2)
+            best = scores.sort(-1, descending=True).indices[..., :3]
+            weights = torch.zeros_like(scores).scatter(-1, best, scores.gather(-1, best).softmax(-1))
+            total = total + weights @ m.values
+        return m.out(total * F.silu(m.gate(x)))
+
+    mixer = make("product_key_memory", n_keys=6, d_key=8, top=3)
+    assert mixer.values.shape == (36, D)
+    agrees(mixer, plain)
+
+
+def test_product_key_memorys_values_are_a_table():
+    mixer = make("product_key_memory", n_keys=6, d_key=8, top=3)
+    (tables,) = [group["params"] for group in groups(mixer) if group["name"] == "tables"]
+    assert [p is mixer.values for p in tables] == [True]
+    mixer(noise(1, 2, D))[0].sum().backward()
+    touched = int((mixer.values.grad.abs().sum(-1) > 0).sum())
+    assert 3 <= touched <= 2 * HEADS * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "words"),
+    [
+        ("product_key_memory", {"top": 9, "n_keys": 8}, "top=9 of n_keys=8"),
+        ("product_key_memory", {"d_key": 7}, "d_key=7 is odd"),
+    ],
+)
+def test_what_cannot_be_is_said(name, knobs, words):
+    with pytest.raises(ValueError, match=words):
+        registry.build(name, D, **knobs)
