@@ -1,8 +1,11 @@
 """Mixers that learn while they read, against their papers: every inner gradient is torch's, token by token."""
 
+import pytest
 import torch
 import torch.nn.functional as F
-from plain import HEADS, agrees, make, rotate, split
+from plain import HEADS, agrees, conv, make, rms, rotate, split, unit
+
+from mixers import registry
 
 
 def layer_norm(z, eps=1e-6):
@@ -57,3 +60,45 @@ def test_ttt_mlp():
     mixer = make("ttt_mlp", chunk=4)
     assert [tuple(w.shape) for w in mixer.W] == [(HEADS, 9, 32), (HEADS, 33, 8)] and mixer.base_lr == 0.1
     agrees(mixer, lambda m, x: ttt(m, x, 4))
+
+
+def titans(m, x, chunk):
+    q, k, v = (split(z) for z in F.silu(conv(m.conv, m.qkv(x))).chunk(3, -1))
+    alpha, eta, theta = (split(z, HEADS) for z in m.gates(x).sigmoid().chunk(3, -1))
+    gate, heads = split(F.silu(m.gate(x))), []
+
+    def f(z, M):
+        for l, w in enumerate(M):
+            z = torch.einsum("bn,bnm->bm", F.gelu(z, approximate="tanh") if l else z, w)
+        return z
+
+    for h in range(HEADS):
+        M, start, out = [w[h].expand(len(x), -1, -1) for w in m.M], [], []
+        S = [torch.zeros_like(w) for w in M]
+        for t in range(x.shape[1]):
+            start = M if t % chunk == 0 else start
+            a, e, th = (z[h][:, t, :, None] for z in (alpha, eta, theta))
+            G = gradients(f, start, unit(k[h][:, t]), v[h][:, t])
+            S = [e * s - (1 - e) * th / chunk * 2 * g for s, g in zip(S, G, strict=True)]
+            M = [(1 - a) * w + s for w, s in zip(M, S, strict=True)]
+            out.append(f(unit(q[h][:, t]), M))
+        heads.append(rms(m.norm, torch.stack(out, 1)) * gate[h])
+    return m.out(torch.cat(heads, -1))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_titans(depth):
+    mixer = make("titans", depth=depth, chunk=5)
+    assert len(mixer.M) == depth
+    agrees(mixer, lambda m, x: titans(m, x, 5))
+
+
+@pytest.mark.parametrize("momentum", [-20.0, 0.0, 3.0, 20.0])
+def test_equal_keys_do_not_make_titans_explode(momentum):
+    torch.manual_seed(0)
+    mixer = registry.build("titans", 16, depth=1, chunk=16)
+    with torch.no_grad():  # no forgetting, full steps
+        mixer.gates.weight.zero_()
+        mixer.gates.bias.copy_(torch.tensor([-20.0, -20, momentum, momentum, 20, 20]))
+    _, (_, (M, _), _) = mixer(torch.ones(1, 1024, 16))
+    assert M[0].abs().max() < 10
