@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from plain import HEADS, D, agrees, make, rotate, split
+from plain import HEADS, D, agrees, attend, make, rotate, split
 
 from mixers import registry
 from models.learner import groups
@@ -74,6 +74,51 @@ def test_product_key_memorys_values_are_a_table():
     mixer(noise(1, 2, D))[0].sum().backward()
     touched = int((mixer.values.grad.abs().sum(-1) > 0).sum())
     assert 3 <= touched <= 2 * HEADS * 3
+
+
+def elu1(x):
+    return torch.where(x > 0, x + 1, x.exp())
+
+
+@pytest.mark.parametrize("delta", [True, False])
+def test_infini_attention(delta):
+    def plain(m, x):
+        heads, n = [], m.segment
+        for h, (q, k, v) in enumerate(zip(*parts(m, x), strict=True)):
+            gate = m.beta[h].sigmoid()
+            M, z = torch.zeros(len(x), 8, 8, dtype=x.dtype), torch.zeros(len(x), 8, dtype=x.dtype)
+
+            def recall(a, M, z):
+                return torch.einsum("bkv,bk->bv", M, elu1(a)) / ((z * elu1(a)).sum(-1, keepdim=True) + 1e-6)
+
+            rows = []
+            for start in range(0, x.shape[1], n):
+                qs, ks, vs = (part[:, start : start + n] for part in (q, k, v))
+                local = attend(rotate(qs), rotate(ks), vs)
+                for t in range(qs.shape[1]):
+                    rows.append(gate * recall(qs[:, t], M, z) + (1 - gate) * local[:, t])
+                new_M, new_z = M, z
+                for t in range(qs.shape[1]):
+                    value = vs[:, t] - recall(ks[:, t], M, z) if delta else vs[:, t]
+                    new_M = new_M + elu1(ks[:, t])[:, :, None] * value[:, None]
+                    new_z = new_z + elu1(ks[:, t])
+                M, z = new_M, new_z
+            heads.append(torch.stack(rows, 1))
+        return m.out(torch.cat(heads, -1))
+
+    agrees(make("infini_attention", segment=6, delta=delta), plain)
+
+
+def test_infini_attention_without_its_local_half_is_linear_attention_over_earlier_segments():
+    mixer = make("infini_attention", segment=6, delta=False)
+    with torch.no_grad():
+        mixer.beta.fill_(100)
+    x, heads = noise(2, 20, D), []
+    earlier = torch.arange(20)[:, None] // 6 > torch.arange(20) // 6
+    for q, k, v in zip(*parts(mixer, x), strict=True):
+        weights = (elu1(q) @ elu1(k).mT) * earlier
+        heads.append(weights @ v / (weights.sum(-1, keepdim=True) + 1e-6))
+    torch.testing.assert_close(mixer(x)[0], mixer.out(torch.cat(heads, -1)))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from plain import HEADS, agrees, conv, make, rms, rotate, split, unit
 
 from mixers import registry
+from mixers.ops.linear_attention import linear_attention
 
 
 def layer_norm(z, eps=1e-6):
@@ -102,3 +103,43 @@ def test_equal_keys_do_not_make_titans_explode(momentum):
         mixer.gates.bias.copy_(torch.tensor([-20.0, -20, momentum, momentum, 20, 20]))
     _, (_, (M, _), _) = mixer(torch.ones(1, 1024, 16))
     assert M[0].abs().max() < 10
+
+
+def mesa(m, x):
+    """Ridge regression, with all past pairs at hand."""
+    q, k = (split(z) for z in F.silu(conv(m.conv, m.qk(x))).chunk(2, -1))
+    gamma, beta = (split(z) for z in m.gates(x).sigmoid().chunk(2, -1))
+    v, heads = split(m.v(x)), []
+    for h in range(HEADS):
+        ridge, rows = (1 + m.l[h].exp()).log() + 0.25, []
+        for t in range(x.shape[1]):
+            age = torch.cat([gamma[h][:, s + 1 : t + 1].prod(1, keepdim=True) for s in range(t + 1)], 1)
+            weight = (age * beta[h][:, : t + 1]).mT  # (B, 1, t + 1)
+            keys, values = unit(k[h][:, : t + 1]), v[h][:, : t + 1]
+            H = (keys.mT * weight) @ keys + torch.diag(ridge[0])
+            W = torch.linalg.solve(H, (keys.mT * weight) @ values)
+            rows.append(torch.einsum("bkv,bk->bv", W, unit(q[h][:, t])))
+        heads.append(rms(m.norm, torch.stack(rows, 1)))
+    return m.out(torch.cat(heads, -1))
+
+
+def test_mesa_net_is_ridge_regression():
+    agrees(make("mesa_net"), mesa)
+
+
+def test_mesa_net_starts_with_a_ridge_of_one():
+    mixer = registry.build("mesa_net", 16)
+    torch.testing.assert_close(F.softplus(mixer.l) + 0.25, torch.ones_like(mixer.l))
+
+
+def test_mesa_net_with_a_large_ridge_is_gated_linear_attention():
+    mixer, ridge = make("mesa_net"), 1e6
+    with torch.no_grad():
+        mixer.l.fill_(ridge)
+    x = torch.randn(2, 20, 16, dtype=torch.float64)
+    q, k = (unit(torch.stack(split(z), 1)) for z in F.silu(conv(mixer.conv, mixer.qk(x))).chunk(2, -1))
+    gamma, beta = (z.mT.unsqueeze(-1) for z in mixer.gates(x).sigmoid().chunk(2, -1))
+    o, _ = linear_attention(q, k, beta * torch.stack(split(mixer.v(x)), 1), gamma.log())
+    o = rms(mixer.norm, o / ridge)  # so small that the norm's epsilon shows
+    expected = mixer.out(torch.cat(list(o.unbind(1)), -1))
+    torch.testing.assert_close(mixer(x)[0], expected, rtol=1e-5, atol=1e-5)
