@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from plain import HEADS, agrees, conv, make, rms, rotate, split, unit
+from plain import HEADS, agrees, attend, conv, make, rms, rotate, split, unit
 
 from mixers import registry
 from mixers.ops.linear_attention import linear_attention
@@ -143,3 +143,60 @@ def test_mesa_net_with_a_large_ridge_is_gated_linear_attention():
     o = rms(mixer.norm, o / ridge)  # so small that the norm's epsilon shows
     expected = mixer.out(torch.cat(list(o.unbind(1)), -1))
     torch.testing.assert_close(mixer(x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def lact(m, x):
+    q, k, v = m.qkv(x).chunk(3, -1)
+    q, k = rms(m.norm_q, q), rms(m.norm_k, k)
+
+    def outside(i, j):
+        return torch.full((len(x),), -torch.inf if i - j >= m.window else 0.0, dtype=x.dtype)
+
+    near = []
+    for a, b, c in zip(split(q), split(k), split(v), strict=True):
+        a, b = rotate(a), rotate(b)
+        near.append(attend(a, b, c, outside))
+    q, k = (split(F.silu(z * m.qk_scale[i] + m.qk_shift[i])) for i, z in enumerate((q, k)))
+    v, eta, keep, scale = split(F.silu(v)), split((1 + m.eta(x).exp()).log()), split(m.m(x).sigmoid()), m.scale(x)
+
+    def f(z, W):
+        gate = z @ W[0]
+        return (gate * gate.sigmoid() * (z @ W[2])) @ W[1]
+
+    def length(w):
+        return w.square().sum(1, keepdim=True).sqrt()
+
+    def orthogonal(d):
+        x = d / (d.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7)
+        for _ in range(5):
+            x = 3.4445 * x - 4.7750 * x @ x.mT @ x + 2.0315 * x @ x.mT @ x @ x.mT @ x
+        return x
+
+    heads = []
+    for h in range(HEADS):
+        first = [w[h].expand(len(x), -1, -1) for w in m.W]
+        W, D, out = first, [torch.zeros_like(w) for w in first], []
+        for start in range(0, x.shape[1], m.chunk):
+            part = slice(start, start + m.chunk)
+            out.append(f(unit(q[h][:, part]), W))
+            new = []
+            for i in range(3):
+                with torch.enable_grad():
+                    gain = (eta[h][:, part, i] * (f(unit(k[h][:, part]), W) * v[h][:, part]).sum(-1)).sum()
+                    (G,) = torch.autograd.grad(gain, W[i], create_graph=True)
+                new.append(G + keep[h][:, part].mean(1, keepdim=True) * D[i])
+            D = new
+            W = [w + orthogonal(d) for w, d in zip(W, D, strict=True)]
+            W = [w * length(u) / (length(w) + 1e-5) for w, u in zip(W, first, strict=True)]
+        o = rms(m.norm, torch.cat(out, 1))
+        heads.append(near[h] + o * F.silu(scale[..., h : h + 1]))
+    return m.out(torch.cat(heads, -1))
+
+
+def test_lact():
+    agrees(make("lact", chunk=5, window=4), lact)
+
+
+def test_lacts_steps_begin_small():
+    mixer = registry.build("lact", 16)
+    torch.testing.assert_close(F.softplus(mixer.eta.bias), torch.full((6,), 1e-3))
