@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from plain import HEADS, D, agrees, attend, make, rotate, split
+from plain import HEADS, D, agrees, attend, make, rotate, split, unit
 
 from mixers import registry
 from models.learner import groups
@@ -121,11 +121,39 @@ def test_infini_attention_without_its_local_half_is_linear_attention_over_earlie
     torch.testing.assert_close(mixer(x)[0], mixer.out(torch.cat(heads, -1)))
 
 
+@pytest.mark.parametrize(("top", "n_memories"), [(3, 100), (3, 7), (100, 100)])
+def test_memorizing(top, n_memories):
+    def plain(m, x):
+        heads = []
+        for h, (q, k, v) in enumerate(zip(*parts(m, x), strict=True)):
+            q, k, gate, rows = unit(q) * m.temperature[h], unit(k), m.b[h].sigmoid(), []
+            for t in range(x.shape[1]):
+                start = t // m.segment * m.segment
+                local = attend(*(rotate(z[:, start : t + 1]) for z in (q * 8**0.5, k)), v[:, start : t + 1])[:, -1]
+                oldest = max(0, start - n_memories)
+                old_k, old_v = k[:, oldest:start].detach(), v[:, oldest:start].detach()
+                found = torch.zeros_like(local)
+                if start:
+                    products = torch.einsum("bd,bnd->bn", q[:, t], old_k)
+                    best = products.sort(-1, descending=True).values[:, :top][:, -1:]
+                    weights = products.masked_fill(products < best, -torch.inf).softmax(-1)
+                    found = torch.einsum("bn,bnd->bd", weights, old_v)
+                rows.append(gate * found + (1 - gate) * local)
+            heads.append(torch.stack(rows, 1))
+        return m.out(torch.cat(heads, -1))
+
+    mixer = make("memorizing", segment=4, top=top, n_memories=max(top, n_memories))
+    agrees(mixer, plain)
+    (k, v), _ = mixer(noise(2, 40, D))[1]
+    assert k.shape == v.shape == (2, HEADS, min(40, n_memories), 8) and not k.requires_grad
+
+
 @pytest.mark.parametrize(
     ("name", "knobs", "words"),
     [
         ("product_key_memory", {"top": 9, "n_keys": 8}, "top=9 of n_keys=8"),
         ("product_key_memory", {"d_key": 7}, "d_key=7 is odd"),
+        ("memorizing", {"top": 9, "n_memories": 8}, "top=9 of n_memories=8"),
     ],
 )
 def test_what_cannot_be_is_said(name, knobs, words):
