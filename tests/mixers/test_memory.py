@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from plain import HEADS, D, agrees, attend, make, rotate, split, unit
 
-from mixers import registry
+from mixers import registry, testing
 from models.learner import groups
 
 
@@ -146,6 +146,43 @@ def test_memorizing(top, n_memories):
     agrees(mixer, plain)
     (k, v), _ = mixer(noise(2, 40, D))[1]
     assert k.shape == v.shape == (2, HEADS, min(40, n_memories), 8) and not k.requires_grad
+
+
+def test_a_learned_state_is_where_a_recurrence_begins():
+    def plain(m, x):
+        (tail, S), (tail_delta, S_delta) = m.mixer(m.x_0.expand(1, 1, -1))[1], m.delta
+        return m.mixer(x, tuple(torch.cat([z] * len(x)) for z in (tail + tail_delta, S + S_delta)))[0]
+
+    mixer = make("learned_state", mixer=registry.factory("delta_net"))
+    assert [tuple(d.shape) for d in mixer.delta] == [(3, 3 * D), (HEADS, 8, 8)]
+    agrees(mixer, plain)
+
+
+@pytest.mark.parametrize("inner", ["gla", "mlstm", "s4d", "performer", "softmax", "rwkv6", "ttt_linear", "titans"])
+def test_a_learned_state_for_any_mixer(inner):
+    def wrapped():
+        return registry.build("learned_state", testing.D, mixer=registry.factory(inner))
+
+    testing.check_law(wrapped)
+    testing.check_every_parameter_learns(wrapped)
+    # at first it is the mixer after the learned token
+    mixer, x = wrapped().double(), noise(2, 9, testing.D)
+    prefixed = torch.cat([mixer.x_0.expand(2, 1, -1), x], 1)
+    torch.testing.assert_close(mixer(x)[0], mixer.mixer(prefixed)[0][:, 1:])
+
+
+def test_a_learned_state_looks_back_only_and_knows_its_place():
+    mixer = registry.build("learned_state", D, causal=False, mixer=registry.factory("softmax", causal=False))
+    assert mixer.causal and mixer.mixer.causal
+    deep = registry.build("learned_state", D, mixer=registry.factory("lightning"), layer=3, n_layers=4)
+    first = registry.build("learned_state", D, mixer=registry.factory("lightning"), layer=0, n_layers=4)
+    assert not torch.equal(deep(noise(1, 9, D).float())[1], first(noise(1, 9, D).float())[1])
+
+
+@pytest.mark.parametrize("inner", ["fnet", "identity"])
+def test_without_a_state_there_is_nothing_to_learn(inner):
+    with pytest.raises(ValueError, match="carries no state to begin with"):
+        registry.build("learned_state", D, mixer=registry.factory(inner))
 
 
 @pytest.mark.parametrize(
