@@ -4,7 +4,7 @@ s_0 = s(x_0) + Delta,   y, s_T = mixer(x, s_0)
 
 s(x_0) is the mixer's state after one learned token, and Delta is learned, for each of its tensors that are not
 integers, and 0 at first. So the mixer needs nothing but the law, and Delta reaches every state of its kind. x_0 is
-small at first, N(0, 0.02^2): at 0, a product of two parts of the state that are both 0 would never learn. It counts
+small at first, N(0, 0.02^2): at 0 a product of two parts of the state that are both 0 would never learn. It counts
 as a token: positions and chunks begin one step later, and in a softmax it is one more key and value.
 """
 

@@ -185,11 +185,42 @@ def test_without_a_state_there_is_nothing_to_learn(inner):
         registry.build("learned_state", D, mixer=registry.factory(inner))
 
 
+@pytest.mark.parametrize(("n_rounds", "n_buckets"), [(3, 4), (2, 8), (1, 32)])
+def test_reformer(n_rounds, n_buckets):
+    """Dense softmax over the union of what the rounds see."""
+
+    def plain(m, x):
+        B, T = x.shape[:2]
+        heads = []
+        for h, (q, v) in enumerate(zip(split(m.q(x)), split(m.v(x)), strict=True)):
+            q = rotate(q)
+            seen = torch.zeros(B, T, T, dtype=torch.bool)
+            for R in m.R[h]:
+                turned = q @ R
+                bucket = torch.cat([turned, -turned], -1).argmax(-1)
+                for b in range(B):
+                    order = sorted(range(T), key=lambda t, b=b, bucket=bucket: (int(bucket[b, t]), t))
+                    for at, i in enumerate(order):
+                        first = max(0, at // m.chunk - 1) * m.chunk
+                        for j in order[first : (at // m.chunk + 1) * m.chunk]:
+                            seen[b, i, j] |= bucket[b, i] == bucket[b, j]
+            self_only = seen.sum(-1, keepdim=True) == 1
+            seen = seen & (~torch.eye(T, dtype=torch.bool) | self_only)
+            k = q / q.square().sum(-1, keepdim=True).sqrt()
+            logits = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf)
+            assert not self_only.all() and (self_only.any() or n_rounds > 1)  # both kinds occur
+            heads.append(logits.softmax(-1) @ v)
+        return m.out(torch.cat(heads, -1))
+
+    agrees(make("reformer", n_rounds=n_rounds, n_buckets=n_buckets, chunk=4), plain)
+
+
 @pytest.mark.parametrize(
     ("name", "knobs", "words"),
     [
         ("product_key_memory", {"top": 9, "n_keys": 8}, "top=9 of n_keys=8"),
         ("product_key_memory", {"d_key": 7}, "d_key=7 is odd"),
+        ("reformer", {"n_buckets": 7}, "n_buckets=7 is odd"),
         ("memorizing", {"top": 9, "n_memories": 8}, "top=9 of n_memories=8"),
     ],
 )
