@@ -31,7 +31,7 @@ class LearnedState(Mixer):
         facts = {"causal": True, "layer": layer, "n_layers": n_layers}
         self.mixer = mixer(d_model, **{key: value for key, value in facts.items() if key in asked})
         self.silent = self.mixer.silent
-        self.x_0 = nn.Parameter(STD * torch.randn(d_model))
+        self.x_0 = nn.Parameter(STD * torch.randn(1, 1, d_model))
         with torch.no_grad():
             shapes = [torch.zeros_like(t[0]) for t in learnable(self.first())]
         if not shapes or not self.mixer.causal:
@@ -43,7 +43,7 @@ class LearnedState(Mixer):
 
     def first(self) -> State:
         """The mixer's state after the learned token, for a batch of one."""
-        return self.mixer(self.x_0.view(1, 1, -1))[1]
+        return self.mixer(self.x_0)[1]
 
     def resample(self, generator: Generator) -> None:
         self.mixer.resample(generator)

@@ -14,6 +14,7 @@ and no gradient is ever formed for one token alone (the dual form: Sun et al., s
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -55,11 +56,12 @@ def inner_loop(
     log_m: Tensor | None = None,
     r: Tensor | None = None,
     norm: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Weights, Weights | None]:
+) -> tuple[Tensor, Callable[[], tuple[Weights, Weights]]]:
     """k, v (B, H, C, D); eta and the log-decays log_a, log_m <= 0 (B, H, C, 1); r (C,) or longer; q the queries of
     the last rows. W: the maps' matrices (B, H, n, m); one with a row more than its input is wide has a bias there.
     S: their momenta, given if log_m is. norm: scale and shift of the LayerNorm, (H, 1, D) each. All of one dtype,
-    float32 at least. Returns o, of q's shape, and W and S after the chunk. Can be differentiated through.
+    float32 at least. Returns o, of q's shape, and a function that makes W and S after the chunk: between
+    two tokens of a chunk nobody needs them. Can be differentiated through.
     """
     C = k.shape[-2]
     inputs, errors = gradients(k, v, W, norm)
@@ -81,12 +83,16 @@ def inner_loop(
             z = z + left[..., rows, :] * (read @ momenta[l])
     o = z if norm is None else q + layer_norm(z, norm)
 
-    last = writes[..., -1:, :].mT
-    W = tuple(keep[..., -1:, :] * w - x.mT @ (last * g) for w, x, g in zip(W, inputs, errors, strict=True))
-    if not momenta:
-        return o, W, None
-    W = tuple(w + left[..., -1:, :] * s for w, s in zip(W, momenta, strict=True))
-    return o, W, tuple(S_left * s - x.mT @ (S_writes * g) for s, x, g in zip(momenta, inputs, errors, strict=True))
+    def write() -> tuple[Weights, Weights]:
+        last = writes[..., -1:, :].mT
+        ends = tuple(keep[..., -1:, :] * w - x.mT @ (last * g) for w, x, g in zip(W, inputs, errors, strict=True))
+        if not momenta:
+            return ends, ()
+        ends = tuple(w + left[..., -1:, :] * s for w, s in zip(ends, momenta, strict=True))
+        parts = zip(momenta, inputs, errors, strict=True)
+        return ends, tuple(S_left * s - x.mT @ (S_writes * g) for s, x, g in parts)
+
+    return o, write
 
 
 def network(x: Tensor, W: Weights, norm: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -11,6 +11,8 @@ and Schulz. Their coefficients are Jordan's (2024, https://kellerjordan.github.i
 step; the official code has other ones per step, and can rotate fast q and k, which is left out.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,7 +43,7 @@ class LaCT(Mixer):
         shapes = [(width, hidden), (hidden, width), (width, hidden)]
         self.W = nn.ParameterList(nn.Parameter(n**-0.5 * torch.randn(n_heads, n, m)) for n, m in shapes)
         self.eta = nn.Linear(d_model, 3 * n_heads)
-        nn.init.constant_(self.eta.bias, torch.tensor(STEP).expm1().log().item())
+        nn.init.constant_(self.eta.bias, math.log(math.expm1(STEP)))
         self.m = nn.Linear(d_model, n_heads)
         self.scale = nn.Linear(d_model, n_heads)
         self.norm = RMSNorm(width)

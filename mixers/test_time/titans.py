@@ -64,8 +64,7 @@ class Titans(Mixer):
         items = l2_norm(k), v, theta, F.logsigmoid(-alpha), F.logsigmoid(eta)
 
         def step(memory, q, k, v, theta, log_a, log_m):
-            o, *after = inner_loop(q, k, v, theta, *memory, log_a, log_m)
-            return o, lambda: tuple(after)
+            return inner_loop(q, k, v, theta, *memory, log_a, log_m)
 
         o, state = by_chunk(l2_norm(q), items, memory, rest, self.chunk, step)
         return self.out(merge(self.norm(o)) * F.silu(self.gate(x))), (tail, *state)

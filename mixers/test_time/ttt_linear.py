@@ -62,8 +62,8 @@ class TTT(Mixer):
         learn = functools.partial(inner_loop, r=r, norm=(self.scale.to(dtype), self.shift.to(dtype)))
 
         def step(W, q, k, v, eta):
-            o, after, _ = learn(q, k, v, eta, W)
-            return o, lambda: after
+            o, write = learn(q, k, v, eta, W)
+            return o, lambda: write()[0]
 
         o, state = by_chunk(rope(q, steps), (rope(k, steps), v, eta), W, tail, self.chunk, step)
         return self.out(self.norm(merge(o)).to(x.dtype)), state

@@ -150,7 +150,7 @@ def test_memorizing(top, n_memories):
 
 def test_a_learned_state_is_where_a_recurrence_begins():
     def plain(m, x):
-        (tail, S), (tail_delta, S_delta) = m.mixer(m.x_0.expand(1, 1, -1))[1], m.delta
+        (tail, S), (tail_delta, S_delta) = m.mixer(m.x_0)[1], m.delta
         return m.mixer(x, tuple(torch.cat([z] * len(x)) for z in (tail + tail_delta, S + S_delta)))[0]
 
     mixer = make("learned_state", mixer=registry.factory("delta_net"))

@@ -5,8 +5,12 @@ import torch
 import torch.nn.functional as F
 from plain import HEADS, agrees, attend, conv, make, rms, rotate, split, unit
 
+from compare import budget
 from mixers import registry
 from mixers.ops.linear_attention import linear_attention
+from models.backbone import Backbone
+
+FAMILIES = ("test_time", "memory")
 
 
 def layer_norm(z, eps=1e-6):
@@ -200,3 +204,38 @@ def test_lact():
 def test_lacts_steps_begin_small():
     mixer = registry.build("lact", 16)
     torch.testing.assert_close(F.softplus(mixer.eta.bias), torch.full((6,), 1e-3))
+
+
+OURS = [n for n in registry.names() if registry.target_of(registry.knobs(n)).__module__.split(".")[1] in FAMILIES]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_state_on_meta_is_the_real_one_and_work_is_counted(name):
+    (causal, *_), T = registry.directions(name), 40
+
+    def stack():
+        factory = registry.factory(name, causal=causal)
+        return Backbone(
+            32,
+            n_layers=1,
+            pattern=[factory],
+            causal=causal,
+            mlp=None,
+            local_conv=0,
+            dropout=0.0,
+            seed=0,
+            label="",
+        )
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = stack()
+
+        def forward(self, tokens, states=None):
+            return self.backbone(torch.ones(*tokens.shape, 32, device=tokens.device), states)
+
+    _, states = stack()(torch.ones(1, T, 32))
+    assert budget.state_bytes(Model, T) == sum(t.numel() * t.element_size() for t in budget.tensors(states))
+    work = budget.flops(Model, T)
+    assert work["forward_per_token"] > 32 * 32 and (work["decode_per_token"] is None) == (not causal)

@@ -28,6 +28,11 @@ def inputs(depth, momentum, norm, bias):
     return given
 
 
+def engine(**given):
+    o, write = inner_loop(**given)
+    return o, *write()
+
+
 def flat(value):
     return [value] if isinstance(value, torch.Tensor) else [t for part in value or () for t in flat(part)]
 
@@ -38,7 +43,7 @@ def flat(value):
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_inner_loop(depth, momentum, norm, bias):
     results = []
-    for f in (inner_loop, inner_loop_definition):
+    for f in (engine, inner_loop_definition):
         given = inputs(depth, momentum, norm, bias)
         leaves = [t.requires_grad_() for t in flat(list(given.values()))]
         outputs = flat(list(f(**given)))[: 1 + (1 + momentum) * depth]  # the definition makes momenta either way
@@ -57,7 +62,7 @@ def test_fewer_queries_are_the_last_rows():
 def test_a_gate_that_forgets_all_is_finite():
     given = inputs(2, True, False, 0)
     given["log_a"] = torch.full_like(given["log_a"], -1e4).requires_grad_()
-    o, W, S = inner_loop(**given)
+    o, W, S = engine(**given)
     (gradient,) = torch.autograd.grad(o.sum() + sum(w.sum() for w in (*W, *S)), [given["log_a"]])
     assert all(torch.isfinite(t).all() for t in (o, *W, *S, gradient))
 
@@ -67,8 +72,8 @@ def test_one_token_at_a_time_in_a_linear_map_is_the_delta_rule():
     k, beta = k / k.norm(dim=-1, keepdim=True), beta.sigmoid()
     W, out = (torch.zeros(B, H, D, D, dtype=torch.float64),), []
     for t in range(9):
-        o, W, _ = inner_loop(*(x[:, :, t : t + 1] for x in (q, k, v, beta)), W)
-        out.append(o)
+        o, write = inner_loop(*(x[:, :, t : t + 1] for x in (q, k, v, beta)), W)
+        out, (W, _) = [*out, o], write()
     o, S = delta_rule(q, k, v, beta)
     torch.testing.assert_close(torch.cat(out, 2), o)
     torch.testing.assert_close(W[0], S)
