@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from mixers.ops.causal_conv import causal_conv
 from mixers.ops.diagonal import diagonal
 from mixers.ops.linear_attention import linear_attention
-from mixers.ops.precision import wide
+from mixers.ops.precision import exact, wide
 
 
 def per_head(d_model: int, n_heads: int) -> int:
@@ -223,3 +224,33 @@ def legs_normal(n: int) -> tuple[Tensor, Tensor]:
     turns, V = torch.linalg.eigh(-1j * (skew.mT - skew))  # the real parts are all -1/2
     above = torch.complex(torch.full_like(turns, -0.5), turns)[n // 2 :]
     return above.to(torch.complex64), V[:, n // 2 :].to(torch.complex64)
+
+
+@exact
+def by_chunk(
+    q: Tensor, items: tuple[Tensor, ...], W: Any, tail: tuple[Tensor, ...] | None, size: int, step: Callable
+) -> tuple[Tensor, tuple[Any, tuple[Tensor, ...]]]:
+    """A memory W that is written once per chunk of `size` tokens, counted from the first token ever.
+
+    q (B, ..., T, .) asks; items, the same but for their widths, are written; tail: those of the chunk that is not
+    full yet, as returned. step(W, q, *items) gets a chunk's items so far, and the q of its last rows: it gives
+    their outputs, and a function that makes the next chunk's W, called when the chunk is full. All in float32 at
+    least. Returns o in q's dtype, and W and the tail after the last token.
+    """
+    if size < 1:
+        raise ValueError(f"a chunk of {size} tokens is never full: choose at least 1")
+    dtype, asked = q.dtype, q.to(wide(q.dtype))
+    items = tuple(x.to(asked.dtype) for x in items)
+    before = 0
+    if tail is not None:
+        before = tail[0].shape[-2]
+        items = tuple(torch.cat(pair, -2) for pair in zip(tail, items, strict=True))
+    n, out = before + q.shape[-2], []
+    for start in range(0, n, size):
+        stop = min(start + size, n)
+        rows = slice(max(start - before, 0), stop - before)
+        o, write = step(W, asked[..., rows, :], *(x[..., start:stop, :] for x in items))
+        out.append(o)
+        if stop - start == size:
+            W = write()
+    return torch.cat(out, -2).to(dtype), (W, tuple(x[..., n - n % size :, :] for x in items))

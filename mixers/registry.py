@@ -43,6 +43,8 @@ def factory(
     **overrides: Any,
 ) -> Callable[[int], Mixer]:
     """d_model -> Mixer, as `build` makes it."""
+    from hydra.utils import instantiate
+
     values = knobs(name, causal=causal, length=length, max_length=max_length)
     target = target_of(values)
     for key in overrides:
@@ -50,7 +52,10 @@ def factory(
             raise ValueError(unknown(f"key of mixer '{name}'", key, [k for k in values if not k.startswith("_")]))
     place = {"layer": layer, "n_layers": n_layers}
     wanted = {key: value for key, value in place.items() if key in inspect.signature(target).parameters}
-    return functools.partial(target, **{k: v for k, v in values.items() if k != "_target_"} | overrides | wanted)
+    values = {k: v for k, v in values.items() if k != "_target_"} | overrides | wanted
+    return functools.partial(
+        target, **{k: instantiate(v) if isinstance(v, dict) and "_target_" in v else v for k, v in values.items()}
+    )
 
 
 def knobs(name: str, *, causal: bool = True, length: int = 256, max_length: int | None = None) -> dict[str, Any]:

@@ -15,5 +15,8 @@ class MLP(nn.Module):
         self.up = nn.Linear(d_model, width)
         self.down = nn.Linear(width, d_model)
 
+    def hidden(self, x: Tensor) -> Tensor:
+        return F.gelu(self.up(x))
+
     def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
-        return self.down(F.gelu(self.up(x))), state
+        return self.down(self.hidden(x)), state
