@@ -20,6 +20,7 @@ from tasks.memorization import Memorization
 from tasks.modular_arithmetic import ModularArithmetic
 from tasks.noisy_recall import NoisyRecall
 from tasks.parity import Parity
+from tasks.pathfinder import Pathfinder
 from tasks.permutation import Permutation
 from tasks.recall import Recall
 from tasks.selective_copying import SelectiveCopying
@@ -39,6 +40,15 @@ def listops(seed=0, order_seed=0, batch_size=4):
 def code(seed=0, order_seed=0, batch_size=4):
     common = {"seed": seed, "order_seed": order_seed, "batch_size": batch_size}
     return Code(root=None, length=32, packing=None, train=30, validation=10, test=10, **common)
+
+
+def counted(task, **knobs):
+    """A maker of a task whose splits are numbers of examples."""
+
+    def make(seed=0, order_seed=0, batch_size=4):
+        return task(seed=seed, order_seed=order_seed, batch_size=batch_size, train=30, validation=10, test=10, **knobs)
+
+    return make
 
 
 def sized(task, size, **knobs):
@@ -68,6 +78,7 @@ TASKS = {
     "fuzzy_recall": sized(FuzzyRecall, {"length": 40, "motif": 3}, vocabulary=16),
     "noisy_recall": sized(NoisyRecall, {"length": 40, "noise": 0.2}, vocabulary=32, noise_vocabulary=16),
     "memorization": sized(Memorization, {"length": 40}, vocabulary=64),
+    "pathfinder": counted(Pathfinder, size=32),
     "compression": sized(Compression, {"length": 33}, symbols=15, places=16),
 }
 
@@ -98,7 +109,7 @@ def test_segments_are_what_the_learner_expects(make):
     task = make()
     for split in SPLITS:
         for segment in task.segments(split):
-            assert segment.tokens.dtype == segment.targets.dtype == torch.int64
+            assert segment.batch(slice(2))[0].dtype == segment.targets.dtype == torch.int64
             assert len(segment) == len(segment.targets) and segment.values
     assert next(iter(task.baselines())) == "chance"
 

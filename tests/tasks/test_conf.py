@@ -39,7 +39,7 @@ def test_the_facts_are_those_of_the_data(name):
     assert longest["train"] == facts.length and max(longest.values()) == facts.max_length
     for split in SPLITS:
         for segment in task.segments(split):
-            assert 0 <= segment.tokens.min() and segment.tokens.max() < facts.n_inputs
+            assert 0 <= segment.tokens.min() and int(segment.tokens.max()) < facts.n_inputs
             scored = segment.targets[segment.targets != IGNORE]
             assert len(scored) and 0 <= scored.min() and scored.max() < facts.n_outputs
             assert (segment.targets.dim() == 1) == (facts.pool != "none")
