@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from tasks.associative_retrieval import AssociativeRetrieval
 from tasks.base import SPLITS, Batches, InOrder, Segment, digest, seed_of
 from tasks.code import Code
 from tasks.compression import Compression
@@ -20,6 +21,7 @@ from tasks.memorization import Memorization
 from tasks.modular_arithmetic import ModularArithmetic
 from tasks.noisy_recall import NoisyRecall
 from tasks.parity import Parity
+from tasks.passkey import Passkey
 from tasks.pathfinder import Pathfinder
 from tasks.permutation import Permutation
 from tasks.recall import Recall
@@ -78,6 +80,9 @@ TASKS = {
     "fuzzy_recall": sized(FuzzyRecall, {"length": 40, "motif": 3}, vocabulary=16),
     "noisy_recall": sized(NoisyRecall, {"length": 40, "noise": 0.2}, vocabulary=32, noise_vocabulary=16),
     "memorization": sized(Memorization, {"length": 40}, vocabulary=64),
+    "associative_retrieval": sized(AssociativeRetrieval, {"keys": 16}, vocabulary=64, replace=False),
+    "associative_update": sized(AssociativeRetrieval, {"keys": 16}, vocabulary=64, replace=True),
+    "passkey": sized(Passkey, {"length": 160}),
     "pathfinder": counted(Pathfinder, size=32),
     "compression": sized(Compression, {"length": 33}, symbols=15, places=16),
 }
