@@ -1,7 +1,7 @@
 """Fashion-MNIST (Xiao et al., 2017, https://arxiv.org/abs/1708.07747) pixel by pixel: which of ten kinds of clothing
 784 gray values show, row by row.
 
-    0 0 0 3 0 36 136 127 62 54 0 ...   ->   9, an ankle boot
+    g1 g2 g3 ... g784   ->   9, an ankle boot
 """
 
 import gzip

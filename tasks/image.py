@@ -1,7 +1,7 @@
 """The Long Range Arena's image task (Tay et al., 2020, https://arxiv.org/abs/2011.04006, section 2.4): CIFAR-10
 (Krizhevsky, 2009, https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf) in gray, 1,024 pixels row by row.
 
-    104 110 117 ... 143   ->   6, a frog
+    g1 g2 g3 ... g1024   ->   6, a frog
 
 Gray is 0.2989 R + 0.587 G + 0.114 B, to the nearest integer. Read from the archive of the binary version; validation is
 a tenth of train, drawn at random (the Arena takes the last tenth).

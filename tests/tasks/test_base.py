@@ -9,6 +9,7 @@ import torch
 from tasks.associative_retrieval import AssociativeRetrieval
 from tasks.base import SPLITS, Batches, InOrder, Segment, digest, seed_of
 from tasks.code import Code
+from tasks.code_retrieval import CodeRetrieval
 from tasks.compression import Compression
 from tasks.copying import Copying
 from tasks.dyck import Dyck
@@ -84,6 +85,7 @@ TASKS = {
     "associative_update": sized(AssociativeRetrieval, {"keys": 16}, vocabulary=64, replace=True),
     "passkey": sized(Passkey, {"length": 160}),
     "pathfinder": counted(Pathfinder, size=32),
+    "code_retrieval": counted(CodeRetrieval, root=None, length=64, level="directory"),
     "compression": sized(Compression, {"length": 33}, symbols=15, places=16),
 }
 
