@@ -37,7 +37,7 @@ def recall(seed=0, order_seed=0, batch_size=4, **more):
 
 def listops(seed=0, order_seed=0, batch_size=4):
     common = {"seed": seed, "order_seed": order_seed, "batch_size": batch_size}
-    return ListOps(min_length=4, max_length=40, train=60, validation=20, test=20, **common)
+    return ListOps(min_length=4, max_length=40, balanced=False, train=60, validation=20, test=20, **common)
 
 
 def code(seed=0, order_seed=0, batch_size=4):
