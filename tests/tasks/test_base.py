@@ -32,7 +32,15 @@ from tasks.selective_copying import SelectiveCopying
 def recall(seed=0, order_seed=0, batch_size=4, **more):
     size = {"length": 16, "pairs": 3}
     splits = {"train": [size | {"n": 16}, size | {"n": 9}], "validation": [size | {"n": 5}], "test": [size | {"n": 7}]}
-    return Recall(vocabulary=64, seed=seed, order_seed=order_seed, batch_size=batch_size, **splits | more)
+    return Recall(
+        vocabulary=64,
+        key_length=1,
+        rewritten=0.0,
+        seed=seed,
+        order_seed=order_seed,
+        batch_size=batch_size,
+        **splits | more,
+    )
 
 
 def listops(seed=0, order_seed=0, batch_size=4):
