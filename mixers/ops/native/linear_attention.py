@@ -16,7 +16,7 @@ def serves(q, k, v, g=None, state=None, u=None, gv=None) -> bool:
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, g=None, state=None, u=None, gv=None) -> tuple[Tensor, Tensor]:
-    state = v.new_zeros(*v.shape[:2], q.shape[3], v.shape[3], dtype=torch.float32) if state is None else state.float()
+    state = v.new_zeros(*v.shape[:2], q.shape[3], v.shape[3], dtype=torch.float32) if state is None else state
     inputs = (*map(dense, (q, k, v, g)), state.contiguous())
     return _LinearAttention.apply(*inputs) if recorded(*inputs) else forward(False, *inputs)[:2]
 
@@ -27,7 +27,7 @@ def forward(keep, q, k, v, g, state):
     starts = torch.empty(B, H, -(-T // SPAN), K, V) if keep else None
     scratch = torch.empty(B * H * kernel("linear_attention_room", "iii")(K, V, 0))
     kernel("linear_attention_forward", FORWARD)(
-        *(B, H, T, view(q, H), view(k, H), view(v, H), view(g, H), view(o, H)),
+        *(B, H, T, *(view(x, H) for x in (q, k, v, g, o))),
         *(at(state), at(last), at(starts), at(scratch), torch.get_num_threads()),
     )
     return o, last, starts
@@ -43,14 +43,13 @@ class _LinearAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, do, dlast):
         refuse_a_second_derivative("linear_attention")
-        q, k, v, g, starts = ctx.saved_tensors
-        (B, H, T, V), K = v.shape, q.shape[3]
+        *inputs, starts = ctx.saved_tensors
+        q, g, (B, H, T, V) = inputs[0], inputs[3], inputs[2].shape
         do, dstate = dense(do), dlast.clone(memory_format=torch.contiguous_format)
-        dq, dk, dv, dg = (calls.gradient(x, H) for x in (q, k, v, g))
-        scratch = torch.empty(B * H * kernel("linear_attention_room", "iii")(K, V, 1))
+        grads = [calls.gradient(x, H) if x is not g or ctx.needs_input_grad[3] else None for x in inputs]
+        scratch = torch.empty(B * H * kernel("linear_attention_room", "iii")(q.shape[3], V, 1))
         kernel("linear_attention_backward", BACKWARD)(
-            *(B, H, T, view(q, H), view(k, H), view(v, H), view(g, H), view(do, H)),
-            *(view(dq, H), view(dk, H), view(dv, H), view(dg, H)),
+            *(B, H, T, *(view(x, H) for x in (*inputs, do, *grads))),
             *(at(starts), at(dstate), at(scratch), torch.get_num_threads()),
         )
-        return *map(calls.gathered, (dq, dk, dv, dg), (q, k, v, g)), dstate
+        return *map(calls.gathered, grads, inputs), dstate
