@@ -10,7 +10,7 @@ triangular system; Yang et al., 2024 (https://arxiv.org/abs/2412.06464, eq. 10) 
 import torch
 from torch import Tensor
 
-from mixers.ops import chunks
+from mixers.ops import chunks, engines
 from mixers.ops.chunks import Recurrence, kept, shared, walk
 from mixers.ops.decay import add, decay_of
 from mixers.ops.precision import exact, widened
@@ -49,6 +49,9 @@ def gated_delta(
     last step, in float32 at least. q is scaled by the caller. Time and memory are linear in T. Its gradient cannot be
     differentiated again.
     """
+    fused = engines.fused("gated_delta", q, k, p, z, g, state)
+    if fused is not None:
+        return fused(q, k, p, z, g, state)
     if z.shape[2] == 1:
         return widened(gated_delta_definition, z.dtype, q, k, p, z, g, state)
     size = chunks.CHUNK if g is None or g.shape[3] == 1 else chunks.CHANNEL_CHUNK

@@ -13,7 +13,7 @@ section 4) per channel.
 import torch
 from torch import Tensor
 
-from mixers.ops import chunks
+from mixers.ops import chunks, engines
 from mixers.ops.chunks import Recurrence, carry, carry_grad, shared, walk
 from mixers.ops.decay import ChannelDecay, NoDecay, decay_of
 from mixers.ops.precision import exact, wide, widened
@@ -53,6 +53,9 @@ def linear_attention(
     the state after the last step, in float32 at least. q is scaled by the caller. Time and memory are linear in T.
     Its gradient cannot be differentiated again.
     """
+    fused = engines.fused("linear_attention", q, k, v, g, state, u, gv)
+    if fused is not None:
+        return fused(q, k, v, g, state)
     if v.shape[2] == 1:
         return widened(linear_attention_definition, v.dtype, q, k, v, g, state, u=u, gv=gv)
     per_channel = gv is not None or (g is not None and g.shape[3] > 1)

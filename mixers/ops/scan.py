@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from mixers.ops import engines
 from mixers.ops.precision import exact, wide
 
 CHUNK = 32
@@ -33,6 +34,9 @@ def scan(a: Tensor, b: Tensor, state: Tensor | None = None) -> tuple[Tensor, Ten
     """b (B, T, ...), real or complex; a broadcasts to b; state (B, ...). Returns h (B, T, ...) and the last h (B,
     ...), in float32 or complex64 at least. Time and memory are linear in T.
     """
+    fused = engines.fused("scan", a, b, state)
+    if fused is not None:
+        return fused(a, b, state)
     dtype = torch.promote_types(wide(b.dtype), a.dtype)
     a, b = a.to(dtype), b.to(dtype)
     state = torch.zeros_like(b[:, 0]) if state is None else state.to(dtype)

@@ -10,6 +10,7 @@ backward pass).
 import torch
 from torch import Tensor
 
+from mixers.ops import engines
 from mixers.ops.precision import exact, wide
 from mixers.ops.scan import run, run_back
 
@@ -34,6 +35,9 @@ def selective_scan(
     dtype and the state after the last step, in float32 at least. Time and memory are linear in T. Its gradient cannot
     be differentiated again.
     """
+    fused = engines.fused("selective_scan", x, dt, A, B, C, D, state)
+    if fused is not None:
+        return fused(x, dt, A, B, C, D, state)
     dtype = wide(x.dtype)
     if state is None:
         state = torch.zeros(x.shape[0], *A.shape, dtype=dtype, device=x.device)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from mixers.ops import chunks
 from mixers.ops import dplr as low_rank
+from mixers.ops import engines
 from mixers.ops import gated_delta as delta
 from mixers.ops import linear_attention as linear
 
@@ -19,6 +20,19 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK", C)
     monkeypatch.setattr(chunks, "CHANNEL_CHUNK", 8)
     monkeypatch.setattr(chunks, "SEGMENT", 2 * C)
+
+
+@pytest.fixture
+def engine(request):
+    engines.use(request.param)
+    engines.ran.clear()
+    yield request.param
+    engines.use("auto")
+
+
+CASES = [("torch", torch.float64), ("torch", torch.float32), ("native", torch.float32)]
+each_engine = pytest.mark.parametrize("engine, dtype", CASES, indirect=["engine"], ids=lambda case: str(case))
+every_engine = pytest.mark.parametrize("engine", ["torch", "native"], indirect=True)
 
 
 def error(a, b):
@@ -51,11 +65,11 @@ DECAYED = ("scalar", "channel", "decayed bonus")
 LENGTHS = [1, C - 1, C, C + 1, 3 * C + 7]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@each_engine
 @pytest.mark.parametrize("carried", [False, True])
 @pytest.mark.parametrize("kind", ["none", "scalar", "channel", "value", "bonus", "decayed bonus"])
 @pytest.mark.parametrize("T", LENGTHS)
-def test_linear_attention(T, kind, carried, dtype):
+def test_linear_attention(T, kind, carried, engine, dtype):
     torch.manual_seed(0)
     heads = 2 * H  # q and k have fewer
     inputs = {
@@ -68,13 +82,15 @@ def test_linear_attention(T, kind, carried, dtype):
         "gv": -3 * torch.rand(B, heads, T, V, dtype=dtype) if kind == "value" else None,
     }
     assert both(linear.linear_attention, linear.linear_attention_definition, inputs) < TOLERANCE[dtype]
+    other = kind == "value" or "bonus" in kind
+    assert engines.ran == {"linear_attention": {"torch" if other else engine}}
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@each_engine
 @pytest.mark.parametrize("carried", [False, True])
 @pytest.mark.parametrize("kind", ["none", "scalar", "channel"])
 @pytest.mark.parametrize("T", LENGTHS)
-def test_gated_delta(T, kind, carried, dtype):
+def test_gated_delta(T, kind, carried, engine, dtype):
     torch.manual_seed(0)
     k = F.normalize(torch.randn(B, H, T, K, dtype=dtype), dim=-1)
     inputs = {
@@ -86,6 +102,7 @@ def test_gated_delta(T, kind, carried, dtype):
         "state": torch.randn(B, 2 * H, K, V, dtype=dtype) if carried else None,
     }
     assert both(delta.gated_delta, delta.gated_delta_definition, inputs) < TOLERANCE[dtype]
+    assert engines.ran == {"gated_delta": {engine}}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -117,10 +134,11 @@ def test_dplr_erases_before_the_decay():
         assert error(a, b) < 1e-10
 
 
+@every_engine
 @pytest.mark.parametrize("value", [0.0, 0.2, -50.0, -1e4, -torch.inf])
 @pytest.mark.parametrize("every", [1, 5])
 @pytest.mark.parametrize("width", [1, K])
-def test_extreme_decays(value, every, width):
+def test_extreme_decays(value, every, width, engine):
     """Always or sometimes extreme, and else mild: what follows an extreme step is as exact as what precedes it."""
     torch.manual_seed(0)
     T = 3 * C + 7
@@ -137,7 +155,8 @@ def test_extreme_decays(value, every, width):
     assert both(low_rank.dplr, low_rank.dplr_definition, inputs) < 1e-4
 
 
-def test_no_drift_over_a_long_sequence(monkeypatch):
+@every_engine
+def test_no_drift_over_a_long_sequence(monkeypatch, engine):
     """65,536 steps in float32, against the same in float64."""
     monkeypatch.undo()
     torch.manual_seed(0)
@@ -149,7 +168,8 @@ def test_no_drift_over_a_long_sequence(monkeypatch):
             assert error(a.double(), b) < 1e-4
 
 
-def test_bfloat16_inputs_meet_a_float32_state():
+@every_engine
+def test_bfloat16_inputs_meet_a_float32_state(engine):
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 40, 4).bfloat16() for _ in range(3))
     g = (-torch.rand(1, 2, 40, 1)).bfloat16()
@@ -158,16 +178,18 @@ def test_bfloat16_inputs_meet_a_float32_state():
     assert error(S.double(), last) < 1e-5 and error(o.double(), expected) < 1e-2
 
 
-def test_a_second_derivative_is_refused():
+@every_engine
+def test_a_second_derivative_is_refused(engine):
     q = torch.randn(1, 1, 4, 2, requires_grad=True)
     o, _ = linear.linear_attention(q, q, q)
     with pytest.raises(RuntimeError, match="cannot be differentiated: drop create_graph=True"):
         torch.autograd.grad(o.sum(), q, create_graph=True)
 
 
+@every_engine
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("cosine", [0.8, 1.0, None])
-def test_keys_that_resemble_each_other(beta, cosine, monkeypatch):
+def test_keys_that_resemble_each_other(beta, cosine, monkeypatch, engine):
     """Random keys hide an inverse by powers; identical and correlated ones do not. None: keys of zeros."""
     monkeypatch.setattr(chunks, "CHUNK", 64)
     torch.manual_seed(0)
@@ -199,7 +221,8 @@ def test_the_law(cuts):
         torch.testing.assert_close(state, last, rtol=1e-10, atol=1e-10)
 
 
-def test_dtypes_shapes_and_refusals():
+@every_engine
+def test_dtypes_shapes_and_refusals(engine):
     q, v, beta = (
         torch.randn(B, H, 9, K).bfloat16(),
         torch.randn(B, H, 9, V).bfloat16(),
@@ -224,3 +247,20 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(linear.linear_attention, (q, k, v, g, S))
     assert torch.autograd.gradcheck(lambda q, k, v, g, S: low_rank.dplr(q, k, v, k, q, g, S), (q, k, v, g, S))
     assert torch.autograd.gradcheck(lambda q, k, z, g, S: delta.gated_delta(q, k, k * 0.5, z, g, S), (q, k, v, g, S))
+
+
+@pytest.mark.parametrize("engine", ["native"], indirect=True)
+@pytest.mark.parametrize("kind", ["none", "scalar", "channel"])
+@pytest.mark.parametrize("width", [(20, 70), (64, 16), (33, 128)], ids=str)
+def test_many_spans_and_wide_heads(kind, width, engine):
+    """Beyond what the kernels keep between, and with widths that fill several registers, or not quite one."""
+    torch.manual_seed(0)
+    (K, V), T = width, 2 * 256 + 21
+    q, v = (torch.randn(2, T, 2, n).transpose(1, 2) for n in (K, V))  # strides as mixers have them
+    k = F.normalize(torch.randn(2, T, 2, K), dim=-1).transpose(1, 2)
+    g = None if kind == "none" else -torch.rand(2, 2, T, 1 if kind == "scalar" else K)
+    inputs = {"q": q, "k": k, "v": v, "g": g, "state": torch.randn(2, 2, K, V)}
+    assert both(linear.linear_attention, linear.linear_attention_definition, inputs) < 1e-5
+    inputs = {"q": q, "k": k, "p": 0.9 * k, "z": v, "g": g, "state": torch.randn(2, 2, K, V)}
+    assert both(delta.gated_delta, delta.gated_delta_definition, inputs) < 1e-5
+    assert engines.ran == {"linear_attention": {"native"}, "gated_delta": {"native"}}

@@ -6,6 +6,7 @@ import torch
 from mixers.ops import attention as attend
 from mixers.ops import causal_conv as conv
 from mixers.ops import diagonal as diagonals
+from mixers.ops import engines
 from mixers.ops import scan as scans
 from mixers.ops import selective_scan as selective
 
@@ -21,6 +22,20 @@ def small(monkeypatch):
     monkeypatch.setattr(scans, "CHUNK", C)
     monkeypatch.setattr(attend, "BLOCK", C)
     monkeypatch.setattr(diagonals, "SEGMENT", C)
+
+
+@pytest.fixture
+def engine(request):
+    engines.use(request.param)
+    engines.ran.clear()
+    yield request.param
+    engines.use("auto")
+
+
+def each_engine(dtypes):
+    """Every dtype with the torch engine, and what the native one takes with that too."""
+    cases = [("torch", dtype) for dtype in dtypes] + [("native", d) for d in dtypes if d in WIDE]
+    return pytest.mark.parametrize("engine, dtype", cases, indirect=["engine"], ids=lambda case: str(case))
 
 
 def error(a, b):
@@ -44,15 +59,18 @@ def both(engine, definition, inputs):
     return max(error(a.to(b.dtype), b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@each_engine(TOLERANCE)
 @pytest.mark.parametrize("T", LENGTHS)
-def test_scan(T, dtype):
+def test_scan(T, engine, dtype):
     torch.manual_seed(0)
     a, b, h = (torch.randn(*shape, dtype=dtype) for shape in ((2, T, 3, 2), (2, T, 3, 2), (2, 3, 2)))
     a = a / (1 + a.abs()) * 1.2  # below and above one
     a[:, ::3] = 0
     assert both(scans.scan, scans.scan_definition, (a, b, h)) < TOLERANCE[dtype]
     assert both(scans.scan, scans.scan_definition, (a, b)) < TOLERANCE[dtype]
+    for other in (a[0, 0], a[:, :1], a[..., :1], a.mT.contiguous().mT):  # repeated, and not dense
+        assert both(scans.scan, scans.scan_definition, (other, b, h)) < TOLERANCE[dtype]
+    assert engines.ran == {"scan": {engine}}
 
 
 def test_doubling_is_the_loop(monkeypatch):
@@ -66,9 +84,9 @@ def test_doubling_is_the_loop(monkeypatch):
             torch.testing.assert_close(scans.run_back(a, b, h), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", WIDE_ONLY, ids=str)
-@pytest.mark.parametrize("T", LENGTHS)
-def test_selective_scan(T, dtype, monkeypatch):
+@each_engine(WIDE_ONLY)
+@pytest.mark.parametrize("T", [*LENGTHS, 70])
+def test_selective_scan(T, engine, dtype, monkeypatch):
     monkeypatch.setattr(selective, "AT_ONCE", 8 * 24)  # eight steps of 2 x 3 x 4
     torch.manual_seed(0)
     x, dt = torch.randn(2, T, 3, dtype=dtype), 2 * torch.rand(2, T, 3, dtype=dtype)
@@ -77,6 +95,7 @@ def test_selective_scan(T, dtype, monkeypatch):
     dt[:, ::5] = 1e4  # everything is forgotten
     for inputs in ((x, dt, A, B, C_, D), (x, dt, A, B, C_, D, h)):
         assert both(selective.selective_scan, selective.selective_scan_definition, inputs) < TOLERANCE[dtype]
+    assert engines.ran == {"selective_scan": {engine}}
 
 
 def test_selective_scan_carries_and_keeps_its_dtypes():
