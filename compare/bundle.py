@@ -31,6 +31,7 @@ COMPARED = (
     *("validation", "test", "slices", "curve"),
 )  # not: speed, which differs each time
 IDENTITY = ("version", "task", "mixer", "label", "seed", "config", "config_hash")
+PLANNED = ("trial", "selection", "match", "aa")  # what was decided before the run, where anything was
 NAMED = 20  # differing fields of a run that are named
 ARITHMETIC = ("cpu", "python", "torch", "threads")  # what the last bit of a result depends on
 
@@ -43,15 +44,17 @@ def pack(runs: Path, out: Path, sweep: str | None = None) -> Path:
     from compare.report import report
 
     records = results.read_all(runs, sweep)
+    trials = results.read_all(runs, sweep, results.TRIAL)
     members: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as place:
         report(records, Path(place), Console(quiet=True))
         members |= {name: Path(place, name).read_bytes() for name in REPORT}
     data: dict[str, dict] = {}
     environments: list[dict] = []
-    for record in records:
-        place = PurePosixPath("runs", Path(record["path"]).parent.relative_to(runs).as_posix())
-        members[str(place / results.FILE)] = Path(record["path"]).read_bytes()
+    for record in records + trials:
+        path = Path(record["path"])
+        place = PurePosixPath("runs", path.parent.relative_to(runs).as_posix())
+        members[str(place / path.name)] = path.read_bytes()
         members[str(place / CONFIG)] = _json(record["config"])
         data.setdefault(record["task"], record.get("data", {}))
         data[record["task"]] = data[record["task"]] or record.get("data", {})  # a failed run may lack them
@@ -121,7 +124,7 @@ def recorded(path: Path, members: dict[str, bytes]) -> list[dict]:
     """
     records = []
     with tempfile.TemporaryDirectory() as place:
-        for name in sorted(name for name in members if PurePosixPath(name).name == results.FILE):
+        for name in sorted(name for name in members if PurePosixPath(name).name in (results.FILE, results.TRIAL)):
             copy = Path(place, results.FILE)
             copy.write_bytes(members[name])
             try:
@@ -211,7 +214,11 @@ def rerun(record: dict) -> dict:
     from compare.run import carry_out
 
     places = {"ckpt": None, "logger": None, "probe": False, "threads": record["environment"].get("threads", 1)}
-    fresh = {key: record[key] for key in IDENTITY} | {"outcome": "failed", "reason": "", "sweep": ""}
+    fresh = {key: record[key] for key in (*IDENTITY, *PLANNED) if key in record} | {
+        "outcome": "failed",
+        "reason": "",
+        "sweep": "",
+    }
     with tempfile.TemporaryDirectory() as place:
         cfg = OmegaConf.create(record["config"] | places | {"runs": place})
         OmegaConf.update(cfg, "trainer.enable_progress_bar", False)
@@ -219,12 +226,12 @@ def rerun(record: dict) -> dict:
             carry_out(cfg, Path(place), fresh)
         except Exception as error:
             return fresh | {"reason": str(error), "environment": results.environment()}
-        return results.read(Path(place, results.FILE))  # as the stored one: through JSON
+        return results.read(Path(place, results.file(fresh)))  # as the stored one: through JSON
 
 
 def differences(stored: dict, again: dict, tolerance: float) -> Iterator[str]:
     """ "test.score: 0.5 vs 0.25" for each compared field that differs. Fractions may by `tolerance`, relative or
-    absolute; counts, words and hashes never. An outcome's reason is compared only without a tolerance: it may hold numbers."""
+    absolute; counts, words and hashes never; an outcome's reason, which may hold numbers, only without a tolerance."""
     fields = COMPARED if tolerance else (*COMPARED[:1], "reason", *COMPARED[1:])
     a, b = (dict(leaves({key: run.get(key) for key in fields})) for run in (stored, again))
     for key in dict.fromkeys([*a, *b]):
@@ -265,4 +272,5 @@ def known_targets() -> set[str]:
 
 
 def _name(record: dict) -> str:
-    return f"{record['task']} {record['label']} seed {record['seed']}"
+    tried = "".join(f" {key}={value}" for key, value in record.get("trial", {}).items())
+    return f"{record['task']} {record['label']} seed {record['seed']}{tried}"

@@ -5,7 +5,7 @@ import io
 from dataclasses import dataclass
 
 from compare import stats
-from compare.tables import Table, binary
+from compare.tables import Table, binary, curve
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers and dashes tell the labels apart in print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D3B")
@@ -102,7 +102,7 @@ def _by_slice(table: Table, axis: str, labels: dict) -> Figure:
 
 
 def _curves(table: Table) -> Figure | None:
-    curves = {row.label: {run["seed"]: curve for run in row.runs if (curve := _curve(run))} for row in table.rows}
+    curves = {row.label: {run["seed"]: points for run in row.runs if (points := curve(run))} for row in table.rows}
     if not any(len(curve) > 1 for own in curves.values() for curve in own.values()):
         return None
     data = []
@@ -112,9 +112,9 @@ def _curves(table: Table) -> Figure | None:
             if not own:
                 continue
             look, at = _look(table, label) | {"marker": ""}, {}
-            for seed, curve in own.items():
-                ax.plot(*zip(*curve, strict=True), color=look["color"], linewidth=0.6, alpha=0.4)
-                for step, value in curve:
+            for seed, points in own.items():
+                ax.plot(*zip(*points, strict=True), color=look["color"], linewidth=0.6, alpha=0.4)
+                for step, value in points:
                     at.setdefault(step, []).append(value)
                     data.append([label, seed, step, value])
             shared = sorted(step for step, values in at.items() if len(values) == len(own))
@@ -123,12 +123,6 @@ def _curves(table: Table) -> Figure | None:
         ax.set(xlabel="step", ylabel=f"validation {table.metric}")
 
     return _figure(table, "learning curves", plot, ["mixer", "seed", "step", f"validation {table.metric}"], data)
-
-
-def _curve(run: dict) -> list[tuple[float, float]]:
-    """(step, validation score) where there is one."""
-    points = [(p["step"], p.get("validation/score", p.get("validation"))) for p in run.get("curve") or []]
-    return [(step, score) for step, score in points if score is not None]
 
 
 def _against_state(table: Table) -> Figure | None:

@@ -112,6 +112,11 @@ def count_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, 
     return low, high
 
 
+def steps_to(curve: list[tuple[float, float]], threshold: float, higher: bool) -> float | None:
+    """The first step of (step, score) at which the score reaches the threshold; None where none does."""
+    return next((step for step, score in curve if (score >= threshold if higher else score <= threshold)), None)
+
+
 def seeds_needed(differences: list[float], power: float = 0.8, alpha: float = 0.05) -> int | None:
     """How many seeds a paired t-test needs to see a true gap and spread as observed; None where that cannot be said.
 

@@ -148,14 +148,14 @@ def test_fractions_may_differ_by_the_tolerance_and_counts_never():
 @pytest.mark.slow
 def test_a_comparison_that_learns_repeats_bit_for_bit(tmp_path):
     real = ["trainer.max_steps=100", "trainer.val_check_interval=50", "logger=none", "probe=false", f"runs={tmp_path}"]
-    assert python("train.py", "-m", "mixer=softmax,linear_attention", "seed=0,1", *real).returncode == 0
+    assert python("train.py", "-m", "mixer=softmax,linear_attention", *real).returncode == 0
     packed = bundle.pack(tmp_path, tmp_path / "bundle.zip")
     done = python("-m", "compare", "verify", packed)
-    assert done.returncode == 0 and done.stdout.count("same, bit for bit") == 4, done.stdout
+    assert done.returncode == 0 and done.stdout.count("same, bit for bit") == 2, done.stdout
 
     def change(record):
         record["slices"][0]["score"] += 0.001
 
     only = next(run["label"] for run in bundle.recorded(packed, bundle.unpack(packed)) if run["mixer"] == "softmax")
     done = python("-m", "compare", "verify", planted(packed, tmp_path / "planted.zip", change), "--only", only)
-    assert done.returncode == 1 and done.stdout.count("slices.0.score: ") == 2, done.stdout
+    assert done.returncode == 1 and done.stdout.count("slices.0.score: ") == 1, done.stdout
