@@ -1,8 +1,10 @@
-"""python -m compare report RUNS | bundle RUNS | verify FILE.zip
+"""python -m compare report RUNS | bundle RUNS | verify FILE.zip | speed ... | budget ...
 
 report  compares every run below RUNS
 bundle  packs that comparison, with all it takes to repeat it, into one file
 verify  repeats the runs of such a file and compares
+speed   measures time and memory against length:  speed mixer=softmax,gla length=1024,4096,16384
+budget  counts parameters, state and FLOPs:       budget mixer=softmax,gla length=1024,65536
 """
 
 import argparse
@@ -26,6 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--trust", metavar="CLASS", action="append", default=[], help="a class that is not in conf and may be called"
     )
     command.set_defaults(call=verify)
+    command = commands.add_parser("speed", help="time and memory against length: forward, prefill, training, decoding")
+    _models(command)
+    command.add_argument("--seconds", type=float, default=60.0, help="at most, for one mixer in one mode (60)")
+    command.add_argument("--memory", type=float, default=4.0, help="at most, in GiB of live tensors (4)")
+    command.add_argument("--out", type=Path, default=Path("runs/speed"), help="a directory (runs/speed)")
+    command.set_defaults(call=speed)
+    command = commands.add_parser("budget", help="parameters, state bytes and FLOPs, counted on the meta device")
+    _models(command)
+    command.add_argument("--out", type=Path, help="a CSV file to write too")
+    command.set_defaults(call=budget)
     options = parser.parse_args(arguments)
     try:
         return options.call(options)
@@ -38,6 +50,12 @@ def _runs(command: argparse.ArgumentParser, out: str) -> None:
     command.add_argument("runs", type=Path, help="a directory with result.json files below it")
     command.add_argument("--out", type=Path, help=out)
     command.add_argument("--sweep", help="only the runs of this sweep")
+
+
+def _models(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "words", nargs="+", metavar="KEY=VALUE", help="mixer=softmax,gla length=1024,4096, and train.py's overrides"
+    )
 
 
 def report(options: argparse.Namespace) -> int:
@@ -62,6 +80,20 @@ def verify(options: argparse.Namespace) -> int:
     from compare.bundle import verify
 
     return verify(options.file, options.only, options.trust)
+
+
+def speed(options: argparse.Namespace) -> int:
+    from compare.scaling import run_speed
+
+    run_speed(options.words, options.seconds, options.memory * 2**30, options.out)
+    return 0
+
+
+def budget(options: argparse.Namespace) -> int:
+    from compare.scaling import run_budget
+
+    run_budget(options.words, options.out)
+    return 0
 
 
 def _directory(path: Path) -> Path:
