@@ -11,7 +11,7 @@ class MLP(nn.Module):
 
     def __init__(self, d_model: int, *, expand: float):
         super().__init__()
-        width = int(expand * d_model)
+        width = round(expand * d_model)
         self.up = nn.Linear(d_model, width)
         self.down = nn.Linear(width, d_model)
 
