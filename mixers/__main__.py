@@ -179,46 +179,38 @@ def costs(name: str) -> tuple[str, str, str]:
     """State at two lengths and FLOPs per token forwards at the shorter one, measured on the meta device; "" for the
     state of what looks ahead.
     """
-    import torch
     from torch import nn
 
-    from compare import budget
+    from compare.budget import cost
     from mixers import registry
+
+    factories = {length: registry.factory(name, length=length) for length in (SHORT, LONG)}
 
     class Embedded(nn.Module):  # costs are measured from tokens on
         def __init__(self, length: int):
             super().__init__()
-            self.embed = nn.Embedding(1, WIDTH)
-            self.mixer = registry.factory(name, length=length)(WIDTH)
+            self.embed, self.mixer = nn.Embedding(1, WIDTH), factories[length](WIDTH)
 
         def forward(self, tokens, state=None):
             return self.mixer(self.embed(tokens), state)
 
-    with torch.random.fork_rng(devices=[]):
-        used = budget.flops(lambda: Embedded(SHORT), SHORT)["forward_per_token"]
-        looks_ahead = not registry.factory(name)(WIDTH).causal
-        if looks_ahead:
-            return "", "", f"{used / 1000:.0f}"
-        held = [size(state_at(Embedded, n)) for n in (SHORT, LONG)]
-    return *held, f"{used / 1000:.0f}"
+    def held(length: int) -> str:
+        # what does not grow between 128 and 256 tokens is not walked to the end: even on meta that takes seconds
+        first, second = (cost(lambda: Embedded(length), "state", n) for n in (128, 256))
+        return size(second if first == second else cost(lambda: Embedded(length), "state", length))
+
+    used = f"{cost(lambda: Embedded(SHORT), 'flops', SHORT) / 1000:.0f}"
+    if not Embedded(SHORT).mixer.causal:
+        return "", "", used
+    return held(SHORT), held(LONG), used
 
 
-def state_at(make: Callable, length: int) -> int:
-    """Bytes; what does not grow between 128 and 256 tokens is not walked to the end: even on meta that takes
-    seconds.
-    """
-    from compare.budget import state_bytes
-
-    first, second = (state_bytes(lambda: make(length), n) for n in (128, 256))
-    return second if first == second else state_bytes(lambda: make(length), length)
-
-
-def size(n: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if n < 1024 or unit == "MiB":
-            break
+def size(n: float) -> str:
+    for unit in ("B", "KiB"):
+        if n < 1024:
+            return f"{n:.3g} {unit}"
         n /= 1024
-    return f"{n:.3g} {unit}"
+    return f"{n:.3g} MiB"
 
 
 def citation(text: str) -> tuple[str, str, str]:

@@ -24,7 +24,7 @@ def per_head(d_model: int, n_heads: int) -> int:
 
 def at_most(mixer: nn.Module, steps: int) -> None:
     """Raises ValueError where a mixer of fixed length, its `max_length`, is given more steps."""
-    if steps > mixer.max_length:
+    if steps > int(mixer.max_length):
         raise ValueError(
             f"{type(mixer).__name__} was built for max_length={mixer.max_length} and got {steps} steps: "
             "raise task.max_length, or shorten the sequence"
@@ -190,7 +190,7 @@ def log_normalised(
     if not causal:
         seen = k if mask is None else k.masked_fill(~mask[:, None, :, None], -torch.inf)
         c = seen.detach().amax((-2, -1), keepdim=True).clamp(min=-1e30)  # a row of padding alone has no maximum
-        return normalised(phi_q, (k.minimum(c) - c).exp() + eps, v, None, mask, False)
+        return normalised(phi_q, (k.minimum(c) - c).exp() + eps, v, None, mask, False)[0], None
     own = k.detach().amax(-1, keepdim=True)
     before = torch.full_like(own[:, :, :1], -torch.inf) if largest is None else largest
     c = torch.cat([before, own], 2).cummax(2).values

@@ -43,18 +43,20 @@ class KernelAttention(Mixer):
         elif self.norm is None:
             o, past = normalised(q, k, v, past, mask, self.causal)
         else:
-            o, past = self.norm_of(q, k, v, past, mask)
+            o, past = unnormalised(q, k, v, past, mask, self.causal)
+            o = self.norm(o.to(x.dtype))
         if not self.causal:
             return self.out(merge(o)), None
         return self.out(merge(o)), (after if self.phi_q.placed else None, past)
 
-    def norm_of(self, q, k, v, S, mask):
-        if self.causal:
-            o, S = linear_attention(q.to(wide(q.dtype)), k.to(wide(k.dtype)), v, None, S)
-        else:
-            k = k if mask is None else k.masked_fill(~mask[:, None, :, None], 0)
-            o = q.to(wide(q.dtype)) @ (k.to(wide(k.dtype)).mT @ v.to(wide(v.dtype)))
-        return self.norm(o.to(v.dtype)), S
-
     def resample(self, generator: Generator) -> None:
         self.phi_q.resample(generator)
+
+
+def unnormalised(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, mask: Tensor | None, causal: bool):
+    """The sum alone, in float32 at least."""
+    q, k, v = (z.to(wide(z.dtype)) for z in (q, k, v))
+    if causal:
+        return linear_attention(q, k, v, None, S)
+    k = k if mask is None else k.masked_fill(~mask[:, None, :, None], 0)
+    return q @ (k.mT @ v), None
