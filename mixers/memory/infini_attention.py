@@ -1,9 +1,9 @@
-"""Infini-attention (Munkhdalai et al., 2024, https://arxiv.org/abs/2404.07143, section 2.1, eqs. 3-10).
+"""Infini-attention (Munkhdalai et al., 2024, https://arxiv.org/abs/2404.07143, section 2.1).
 
-o_t = sigmoid(beta) A_mem + (1 - sigmoid(beta)) A_local,   a gate per head, for a token t of segment s A_local =
-causal softmax attention inside the segment,   A_mem = M_{s-1}^T phi(q_t) / (z_{s-1} . phi(q_t) + eps) M_s =
-M_{s-1} + sum_t phi(k_t) (v_t - M_{s-1}^T phi(k_t) / (z_{s-1} . phi(k_t) + eps))^T,   z_s = z_{s-1} + sum_t
-phi(k_t) phi = elu + 1
+o_t = sigmoid(beta) A_mem + (1 - sigmoid(beta)) A_local,   a gate per head, for a token t of segment s
+A_local = causal softmax attention inside the segment,   A_mem = recall(q_t)
+recall(x) = M_{s-1}^T phi(x) / (z_{s-1} . phi(x) + eps),   phi = elu + 1
+M_s = M_{s-1} + sum_t phi(k_t) (v_t - recall(k_t))^T,   z_s = z_{s-1} + sum_t phi(k_t)
 
 delta=False writes v_t itself. Local queries and keys are rotated by their places in the segment, those of the
 memory have no position. beta is 0 at first; the paper prints no value.

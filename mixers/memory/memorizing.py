@@ -19,9 +19,7 @@ from mixers.ops.attention import attention
 
 
 class Memorizing(Mixer):
-    """Softmax attention inside a segment, and to the few best matches in a long memory that is not trained
-    through.
-    """
+    """Softmax attention inside a segment, and to the best matches in a long memory without gradient."""
 
     sizes = ("n_memories",)
 

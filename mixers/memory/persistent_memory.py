@@ -33,12 +33,12 @@ class PersistentMemory(Mixer):
         start, past = (None, None) if state is None else state
         steps, after = positions(x, start)
         q, k, v = (heads(z, self.n_heads) for z in self.qkv(x).chunk(3, -1))
-        # the pairs stand in front, and are left out of the state: they are no memory of the sequence
+        # the pairs stand in front of the past, and are left out of the state: they are no memory of the sequence
         before = tuple(z.to(k.dtype).expand(len(x), -1, -1, -1) for z in (self.k, self.v))
         N = self.k.shape[1]
         if past is not None:
             before = tuple(torch.cat(pair, 2) for pair in zip(before, past, strict=True))
         if mask is not None:
             mask = torch.cat([mask.new_ones(len(x), N), mask], 1)
-        o, (k, v) = attention(rope(q, steps), rope(k, steps), v, before, mask, self.causal, prefix=N)
+        o, (k, v) = attention(rope(q, steps), rope(k, steps), v, before, mask, self.causal)
         return self.out(merge(o)), (after, (k[:, :, N:], v[:, :, N:])) if self.causal else None

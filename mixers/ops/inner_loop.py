@@ -104,8 +104,7 @@ def network(x: Tensor, W: Weights, norm: tuple[Tensor, Tensor] | None) -> Tensor
 
 
 def gradients(k: Tensor, v: Tensor, W: Weights, norm) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each map: its inputs (..., C, n), and the loss's gradients at its outputs (..., C, m), for every
-    token."""
+    """Of each map, for every token: its inputs (..., C, n), and the loss's gradients at its outputs (..., C, m)."""
     inputs, outputs = [], []
     for l, w in enumerate(W):
         inputs.append(with_bias(k if l == 0 else F.gelu(outputs[-1], approximate="tanh"), w))

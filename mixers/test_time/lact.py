@@ -1,9 +1,9 @@
 """Large-chunk test-time training, LaCT (Zhang et al., 2025, https://arxiv.org/abs/2505.23884, sections 3-4).
 
-f(x; W) = W_1 (silu(W_0 x) * (W_2 x)),   o_t = f(q_t; W), W that of the chunk's start G = gradient of sum_t eta_t
-<f(k_t; W), v_t> over the chunk,   D <- G + m D,   W <- rescaled(W + muon(D)) eta_t = softplus(w . x_t + b) for
-each of W_0, W_1 and W_2, 0.001 at first,   m = mean of sigmoid(w . x_t) over the chunk y = W_o (attention in a
-window + norm_h(o) silu(w . x_t)),   both on the same q, k, v, normed over all heads
+f(x; W) = W_1 (silu(W_0 x) * (W_2 x)),   o_t = f(q_t; W), W that of the chunk's start
+G = gradient of sum_t eta_t <f(k_t; W), v_t> over the chunk,   D <- G + m D,   W <- rescaled(W + muon(D))
+eta_t = softplus(w . x_t + b) for each of W_0, W_1, W_2, 0.001 at first,   m = mean of sigmoid(w . x_t)
+y = W_o (attention in a window + norm_h(o) silu(w . x_t)),   both on the same q, k, v; q, k normed over all heads
 
 Fast q and k are scaled and shifted per channel, then silu and length 1, and v passes a silu. rescaled gives the
 weights of each unit of W the length that they had at first; muon makes D nearly orthogonal by five steps of Newton
@@ -28,8 +28,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class LaCT(Mixer):
-    """A gated MLP that is trained on what it has read in one large step per chunk; a window sees what is
-    nearer."""
+    """A gated MLP that takes one large step of training per chunk; a window sees what is nearer."""
 
     def __init__(self, d_model: int, *, n_heads: int, expand: int, chunk: int, window: int):
         super().__init__()

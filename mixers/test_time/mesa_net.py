@@ -1,12 +1,13 @@
 """MesaNet (von Oswald et al., 2025, https://arxiv.org/abs/2506.05233, sections 2-3).
 
-H_t = gamma_t H_{t-1} + beta_t k_t k_t^T,   E_t = gamma_t E_{t-1} + beta_t k_t v_t^T,   o_t = E_t^T x_t x_t solves
-(H_t + Lambda) x = q_t,   Lambda = softplus(l) + 1/4 > 0 per channel, 1 at first gamma_t = sigmoid(a . x_t + c),
-beta_t = sigmoid(b . x_t + d),   q, k through a short convolution and silu, of length 1 y = W_o norm_h(o)
+H_t = gamma_t H_{t-1} + beta_t k_t k_t^T,   E_t = gamma_t E_{t-1} + beta_t k_t v_t^T,   o_t = E_t^T s_t
+s_t solves (H_t + Lambda) s = q_t,   Lambda = softplus(l) + 1/4 per channel, 1 at first
+gamma_t = sigmoid(a . x_t + c),   beta_t = sigmoid(b . x_t + d)
+q, k through a short convolution and silu, and of length 1;   y = W_o norm_h(o)
 
 The solution is n_steps of conjugate gradients from q / diag(H + Lambda), in which the products with all H_t at
-once are linear attention. Its gradient is the equation's own: with dx another system of the same matrix is solved,
-in as many steps; it is exact as far as either has converged. The gates start as torch's linear maps do, as in the
+once are linear attention. Its gradient is the equation's own: another system of the same matrix is solved, in
+as many steps; it is exact as far as either has converged. The gates start as torch's linear maps do, as in the
 public code.
 """
 
@@ -28,8 +29,7 @@ FLOOR = 0.25
 
 
 class MesaNet(Mixer):
-    """Reads, at each token, the exact solution of the regression of values on keys so far, not one step towards
-    it."""
+    """Reads, at each token, the exact regression of values on keys so far, not one step towards it."""
 
     dynamics = ("l",)
 
@@ -60,7 +60,7 @@ class MesaNet(Mixer):
 def regress(
     q: Tensor, k: Tensor, write: Tensor, g: Tensor, ridge: Tensor, state: Tensor | None, n_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """x_t, the solutions of (H_t + Lambda) x = q_t: (B, H, T, K), and the last H (B, H, K, K)."""
+    """The solutions s_t of (H_t + Lambda) s = q_t: (B, H, T, K), and the last H (B, H, K, K)."""
 
     def product(p: Tensor) -> tuple[Tensor, Tensor]:
         o, last = linear_attention(p, k, write, g, state)
@@ -92,8 +92,7 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, x: Tenso
 
 
 class Solution(torch.autograd.Function):
-    """x, which solves A x = b, as a function of the residual b - A x, in which x is a constant: dx = A^{-1} d(b -
-    A x)."""
+    """x, which solves A x = b, as a function of b - A x with that x held: its differential is A^{-1} d(b - A x)."""
 
     @staticmethod
     def forward(ctx: Any, residual: Tensor, x: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:

@@ -23,8 +23,7 @@ STD = 0.02
 
 
 class TTT(Mixer):
-    """The state is a small model, and reading a token is a step of training it to tell the token's value from its
-    key.
+    """The state is a small model, and a token is read by training it to tell the token's value from its key.
 
     expand: the hidden width of the inner MLP in widths of a head, 0 for a linear map.
     """

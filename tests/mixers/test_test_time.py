@@ -58,6 +58,8 @@ def ttt(m, x, chunk):
 def test_ttt_linear():
     mixer = make("ttt_linear", chunk=5)
     assert len(mixer.W) == 1 and mixer.base_lr == 1.0
+    with torch.no_grad():
+        mixer.r[2] = -2  # a rate below 0 is 0
     agrees(mixer, lambda m, x: ttt(m, x, 5))
 
 
