@@ -11,8 +11,9 @@ In its second, twice as many pairs as there are keys are drawn with replacement,
     targets   .  .  .  .  .  .  .  . v3
 
 The paper gives a model key and value in one step, trains one per number of keys, and scores the squared distance to a
-one-hot value; here they are two tokens, a score is an accuracy, and the numbers of keys are slices. The question is one
-of the keys that were written, in training and in test (the paper's code asks for fewer keys in its evaluation).
+one-hot value; here they are two tokens, a score is an accuracy, and the numbers of keys are slices. Keys that were
+written are asked for, in training and in test (the paper's code writes fewer in its evaluation of the second setting);
+one of them in the paper, several here, one after the other, so that less training is needed.
 """
 
 import torch
@@ -22,15 +23,20 @@ from tasks.base import IGNORE
 from tasks.sized import Sized, at_least
 
 
-def associative_retrieval(n: int, keys: int, vocabulary: int, replace: bool, seed: int) -> tuple[Tensor, Tensor]:
-    """n examples: tokens and targets (n, 2 * pairs + 1) int64, with as many pairs as keys, or twice as many (replace).
+def associative_retrieval(
+    n: int, keys: int, questions: int, vocabulary: int, replace: bool, seed: int
+) -> tuple[Tensor, Tensor]:
+    """n examples: tokens and targets (n, 2 * pairs + questions) int64, with as many pairs as keys, or twice as many
+    (replace). No key is asked for twice; where fewer were written, others are, without a target.
 
     Keys are the lower half of the vocabulary, values the upper. Raises ValueError where these are too few.
     """
-    at_least(1, keys=keys)
+    at_least(1, keys=keys, questions=questions)
     half = vocabulary // 2
     if keys > half:
         raise ValueError(f"keys={keys} need as many values: raise vocabulary={vocabulary} to {2 * keys}")
+    if questions > keys:
+        raise ValueError(f"questions={questions} are more than keys={keys}: ask for fewer")
     generator = torch.Generator().manual_seed(seed)
     written = torch.rand(n, half, generator=generator).argsort(1)[:, :keys]
     if replace:
@@ -40,36 +46,41 @@ def associative_retrieval(n: int, keys: int, vocabulary: int, replace: bool, see
         values = half + torch.rand(n, half, generator=generator).argsort(1)[:, :keys]
     pairs = written.shape[1]
     latest = torch.full((n, half), -1).scatter_reduce(1, written, torch.arange(pairs).expand(n, pairs), "amax")
-    asked = torch.rand(n, half, generator=generator).where(latest >= 0, -1.0).argmax(1, keepdim=True)
+    asked = torch.rand(n, half, generator=generator).where(latest >= 0, -1.0).topk(questions, 1).indices
+    places = latest.gather(1, asked)
     tokens = torch.cat([torch.stack([written, values], 2).flatten(1), asked], 1)
     targets = torch.full_like(tokens, IGNORE)
-    targets[:, -1:] = values.gather(1, latest.gather(1, asked))
+    targets[:, -questions:] = values.gather(1, places.clamp(min=0)).where(places >= 0, IGNORE)
     return tokens, targets
 
 
 class AssociativeRetrieval(Sized):
-    """train, validation, test: lists of {keys, n}; replace: the second setting."""
+    """train, validation, test: lists of {keys, n}; questions: how many keys are asked for; replace: the second
+    setting.
+    """
 
-    def __init__(self, *, vocabulary: int, replace: bool, **common):
+    def __init__(self, *, vocabulary: int, questions: int, replace: bool, **common):
         super().__init__(**common)
-        self.vocabulary, self.replace = vocabulary, replace
+        self.vocabulary, self.questions, self.replace = vocabulary, questions, replace
 
     def draw(self, n: int, seed: int, keys: int) -> tuple[Tensor, Tensor]:
-        return associative_retrieval(n, keys, self.vocabulary, self.replace, seed)
+        return associative_retrieval(n, keys, self.questions, self.vocabulary, self.replace, seed)
 
     def baselines(self) -> dict[str, float]:
         """chance: any value; in sight: that of a random pair of the example; and, where keys are written again, of a
         random pair with the key."""
+        asked, last = self.questions, -1 - self.questions  # the place of the last value
         sums = torch.zeros(3, dtype=torch.float64)
         for segment in self.segments("test"):
-            keys, values, asked = segment.tokens[:, 0:-1:2], segment.tokens[:, 1::2], segment.tokens[:, -1:]
-            right = (values == segment.targets[:, -1:]).double()
-            own = (keys == asked).double()
-            sums += torch.stack([right.mean(1), (right * own).sum(1) / own.sum(1), torch.ones(len(right))], 1).sum(0)
+            keys, values = segment.tokens[:, None, :-asked:2], segment.tokens[:, None, 1:-asked:2]
+            wanted = segment.targets[:, -asked:, None]  # (n, questions, 1), against (n, 1, pairs)
+            right, own = (values == wanted).double(), (keys == segment.tokens[:, -asked:, None]).double()
+            shares = torch.stack([right.mean(2), (right * own).sum(2) / own.sum(2), torch.ones(right.shape[:2])])
+            sums += shares[:, wanted[..., 0] != IGNORE].sum(1)
         scores = {
             "chance": 1 / (self.vocabulary - self.vocabulary // 2),
             "the most frequent answer": self.most_frequent(),
-            "the last value": self.accuracy(lambda tokens: tokens.roll(1, 1)),
+            "the last value": self.accuracy(lambda tokens: tokens[:, last, None]),
             "a value in sight": (sums[0] / sums[2]).item(),
         }
         return scores | ({"a value of the key": (sums[1] / sums[2]).item()} if self.replace else {})

@@ -13,31 +13,33 @@ COMMON = {"seed": 0, "order_seed": 0, "batch_size": 2}
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 20), st.integers(0, 20), st.booleans(), st.integers(0, 2**40))
-def test_a_dictionary_answers_every_question(keys, more, replace, seed):
-    vocabulary = 2 * (keys + more)
-    tokens, targets = associative_retrieval(4, keys, vocabulary, replace, seed)
-    assert tokens.shape == targets.shape == (4, 2 * keys * (1 + replace) + 1)
+@given(st.integers(1, 20), st.integers(0, 20), st.integers(1, 20), st.booleans(), st.integers(0, 2**40))
+def test_a_dictionary_answers_every_question(keys, more, questions, replace, seed):
+    vocabulary, questions = 2 * (keys + more), min(keys, questions)
+    tokens, targets = associative_retrieval(4, keys, questions, vocabulary, replace, seed)
+    assert tokens.shape == targets.shape == (4, 2 * keys * (1 + replace) + questions)
     for row, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
-        memory = dict(zip(row[0:-1:2], row[1::2], strict=True))  # the latest value of each key
-        assert wanted[-1] == memory[row[-1]] and set(wanted[:-1]) <= {IGNORE}
-        assert max(memory) < vocabulary // 2 <= min(row[1::2])
+        memory = dict(zip(row[0:-questions:2], row[1:-questions:2], strict=True))  # the latest value of each key
+        asked = row[-questions:]
+        assert wanted == [IGNORE] * (len(row) - questions) + [memory.get(key, IGNORE) for key in asked]
+        assert len(set(asked)) == questions and sum(key in memory for key in asked) == min(questions, len(memory))
+        assert max(memory) < vocabulary // 2 <= min(row[1:-questions:2])
         assert len(memory) <= keys and (replace or len(memory) == len(set(memory.values())) == keys)
 
 
 def test_golden():
-    tokens, targets = associative_retrieval(1, 4, 12, False, seed=1)
+    tokens, targets = associative_retrieval(1, 4, 1, 12, False, seed=1)
     assert tokens.tolist() == [[4, 6, 1, 9, 2, 11, 3, 8, 4]]
     assert targets.tolist() == [[IGNORE] * 8 + [6]]
     # 4 becomes 9, then 8, then 6
-    tokens, targets = associative_retrieval(1, 4, 12, True, seed=1)
+    tokens, targets = associative_retrieval(1, 4, 1, 12, True, seed=1)
     assert tokens.tolist() == [[3, 7, 1, 6, 3, 6, 4, 9, 4, 8, 1, 10, 4, 6, 3, 9, 4]]
     assert targets.tolist() == [[IGNORE] * 16 + [6]]
 
 
 def test_draws_are_the_papers():
     """With replacement about 1 - e^-2 of the keys are written; whichever they are, each is asked for as often."""
-    tokens, _ = associative_retrieval(3000, 50, 100, True, seed=0)
+    tokens, _ = associative_retrieval(3000, 50, 1, 100, True, seed=0)
     written = [len(set(row)) / 50 for row in tokens[:, 0:-1:2].tolist()]
     assert sum(written) / 3000 == pytest.approx(1 - (1 - 1 / 50) ** 100, abs=0.005)
     asked = Counter(tokens[:, -1].tolist())
@@ -55,7 +57,7 @@ def test_baselines():
             "validation": [{"keys": 8, "n": 10}],
             "test": [{"keys": 8, "n": 4000}],
         }
-        return AssociativeRetrieval(vocabulary=64, replace=replace, **sizes, **COMMON).baselines()
+        return AssociativeRetrieval(vocabulary=64, questions=2, replace=replace, **sizes, **COMMON).baselines()
 
     once, again = scores(False), scores(True)
     assert once["chance"] == again["chance"] == 1 / 32
@@ -65,7 +67,15 @@ def test_baselines():
     assert 0.55 < again["a value of the key"] < 0.75  # about two values a key
 
 
-@pytest.mark.parametrize(("keys", "words"), [(0, "keys=0 is too small"), (9, "raise vocabulary=16 to 18")])
-def test_what_does_not_fit_is_said(keys, words):
+@pytest.mark.parametrize(
+    ("keys", "questions", "words"),
+    [
+        (0, 1, "keys=0 is too small"),
+        (4, 0, "questions=0 is too small"),
+        (9, 1, "raise vocabulary=16 to 18"),
+        (4, 5, "questions=5 are more than keys=4: ask for fewer"),
+    ],
+)
+def test_what_does_not_fit_is_said(keys, questions, words):
     with pytest.raises(ValueError, match=words):
-        associative_retrieval(1, keys, 16, False, 0)
+        associative_retrieval(1, keys, questions, 16, False, 0)
