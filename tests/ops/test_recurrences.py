@@ -4,9 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mixers.ops import chunks
+from mixers.ops import chunks, engines
 from mixers.ops import dplr as low_rank
-from mixers.ops import engines
 from mixers.ops import gated_delta as delta
 from mixers.ops import linear_attention as linear
 
