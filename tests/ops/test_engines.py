@@ -144,9 +144,9 @@ def test_what_the_kernels_do_not_take_goes_to_torch():
     linear_attention(*(x[:, :, :0] for x in (q, k, v)))
     linear_attention(*(x.to("meta") for x in (q, k, v)))
     assert engines.ran == {"linear_attention": {"torch"}}
-    with pytest.raises(RuntimeError, match="must match|incompatible|expected size"):
+    with pytest.raises(RuntimeError, match="(must match|Expected size)"):
         linear_attention(q[..., :3], k, v)
-    with pytest.raises(RuntimeError, match="must match|incompatible|expected size"):
+    with pytest.raises(RuntimeError, match="(must match|Expected size)"):
         scan(torch.rand(2, 5, 3), torch.rand(2, 5, 4))
 
 
