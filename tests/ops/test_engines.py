@@ -224,7 +224,7 @@ build.FLAGS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recov
 build.library()
 files = [f"tests/ops/test_{name}.py" for name in ("recurrences", "scan_conv_attention", "engines")]
 which = ["-m", "not slow", "-k", "native or threads or single or values"]
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *which, *files]))
+sys.exit(pytest.main(["-q", "-s", "-x", "-p", "no:cacheprovider", *which, *files]))
 """
 
 
@@ -233,11 +233,14 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *which, *files]))
 def test_no_kernel_leaves_its_memory(tmp_path):
     """Every test of the native engine again, with the address and undefined behaviour sanitizers compiled in."""
     compiler = shutil.which("cc")
-    found = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-    if not Path(found).is_absolute():
+    libraries = []
+    for name in ("libasan.so", "libstdc++.so.6"):  # the sanitizer looks for C++ exceptions when it starts
+        command = [compiler, f"-print-file-name={name}"]
+        libraries.append(subprocess.run(command, capture_output=True, text=True).stdout.strip())
+    if not Path(libraries[0]).is_absolute():
         pytest.skip("the compiler has no address sanitizer")
     environment = os.environ | {
-        "LD_PRELOAD": found,
+        "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",
         "SEQMIX_CACHE": str(tmp_path),
     }
