@@ -51,12 +51,10 @@ INLINE vec where(ints held, vec a, vec b) {
     return a;
 }
 
-/* e^x to 2 units in the last place; 0 for -inf, inf where it overflows, and what is not a number stays so. */
+/* e^x to 2 units in the last place, for what is between the smallest and the largest float: else 0 and infinity. */
 INLINE vec vexp(vec x) {
-    x = where(x < -150.f, all(-150.f), x);
-    x = where(x > 150.f, all(150.f), x);
-    const vec magic = all(12582912.f); /* 1.5 * 2^23: adding it rounds to an integer */
-    vec n = (x * 1.44269504088896341f + magic) - magic;
+    const vec magic = all(12582912.f); /* 1.5 * 2^23: adding it rounds to an integer, which the low bits then are */
+    vec shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
     vec r = x - n * 0.693359375f + n * 2.12194440e-4f; /* ln 2 in two parts */
     vec p = all(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
@@ -64,14 +62,14 @@ INLINE vec vexp(vec x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.f;
-    n = where(n == n, n, all(0.f));
-    ints whole = __builtin_convertvector(n, ints), half = whole >> 1; /* in two steps, as 2^n itself may overflow */
-    ints low = (half + 127) << 23, high = (whole - half + 127) << 23;
-    vec a, b;
-    memcpy(&a, &low, sizeof a);
-    memcpy(&b, &high, sizeof b);
-    return p * a * b;
+    p = p * (r * r) + (r + 1.f);
+    ints bits, power;
+    memcpy(&bits, &p, sizeof bits);
+    memcpy(&power, &shifted, sizeof power);
+    bits += power << 23; /* p 2^n */
+    memcpy(&p, &bits, sizeof p);
+    p = where(x < -87.f, all(0.f), p);
+    return where(x > 88.f, all(__builtin_inff()), p);
 }
 
 /* Rows in and out. `wide` is the scratch's width, and beyond n and width it becomes zero. */
