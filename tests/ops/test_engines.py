@@ -18,6 +18,7 @@ from mixers.ops.scan import scan
 from mixers.ops.selective_scan import selective_scan
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
 @pytest.fixture(autouse=True)
