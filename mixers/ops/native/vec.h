@@ -16,6 +16,7 @@
 typedef float vec __attribute__((vector_size(4 * W)));
 typedef float loose __attribute__((vector_size(4 * W), aligned(4), may_alias)); /* at any address */
 typedef int32_t ints __attribute__((vector_size(4 * W)));
+typedef uint32_t patterns __attribute__((vector_size(4 * W))); /* of bits: they may wrap around */
 
 #define INLINE static inline __attribute__((always_inline))
 #define APART static __attribute__((noinline, unused)) /* inlined everywhere, these would take a minute to compile */
@@ -63,7 +64,7 @@ INLINE vec vexp(vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + (r + 1.f);
-    ints bits, power;
+    patterns bits, power;
     memcpy(&bits, &p, sizeof bits);
     memcpy(&power, &shifted, sizeof power);
     bits += power << 23; /* p 2^n */
