@@ -8,6 +8,7 @@ Only what composing a configuration needs is imported at the top, so that --help
 
 import logging
 import os
+import re
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -19,30 +20,34 @@ from omegaconf import DictConfig, OmegaConf
 from compare import results
 
 log = logging.getLogger(__name__)
-PLACE = ("runs", "ckpt", "logger", "probe", "threads")  # where a run is kept and watched, not what it is
+NAMED = ("mixer", "task", "seed", "experiment", "select", "selection_seeds")  # elsewhere than in the label
+PLACE = ("runs", "ckpt", "logger", "probe", "threads", "aa")  # where a run is kept and watched, not what it is
+
+
+def main() -> None:
+    # the comma of a grid is no sweep of Hydra's, and a shell takes the quotes away that would say so
+    sys.argv = [re.sub(r"""^select=([^"'].*=.*)$""", r'select="\1"', word) for word in sys.argv]
+    job()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
+def job(cfg: DictConfig) -> None:
     sweep = os.environ.get("SEQMIX_SWEEP", "")
     try:
         cfg.label = label()
-        config = OmegaConf.to_container(cfg, resolve=True)
-        identity = {key: value for key, value in config.items() if key not in PLACE}
-        record = {
-            "version": results.VERSION,
-            "outcome": "failed",
-            "reason": "",
-            "sweep": sweep,
-            "task": cfg.task.name,
-            "mixer": cfg.label.split(",")[0],
-            "label": cfg.label,
-            "seed": cfg.seed,
-            "config": identity,
-            "config_hash": results.config_hash(identity),
-        }
+        record = described(cfg, sweep)
         unused(cfg)
-        record = run(cfg, record)
+        planned = {}
+        if cfg.match or cfg.select:
+            from compare import plan
+
+            if cfg.match:
+                planned["match"] = plan.match(cfg, other)
+            if cfg.select:
+                planned["selection"] = plan.select(cfg, place(cfg).parent / "select", trial)
+        record = run(cfg, described(cfg, sweep) | {key: value for key, value in planned.items() if value}, place(cfg))
+        if cfg.aa and record["outcome"] == "finished":
+            record = again(cfg, record)
     except (ValueError, OSError) as error:
         if not sweep:
             sys.exit(f"error: {error}")
@@ -57,6 +62,24 @@ def main(cfg: DictConfig) -> None:
         sys.exit(f"{record['outcome']}: {record['reason']}")
 
 
+def described(cfg: DictConfig, sweep: str) -> dict:
+    """A record before its run."""
+    config = OmegaConf.to_container(cfg, resolve=True)
+    identity = {key: value for key, value in config.items() if key not in PLACE}
+    return {
+        "version": results.VERSION,
+        "outcome": "failed",
+        "reason": "",
+        "sweep": sweep,
+        "task": cfg.task.name,
+        "mixer": cfg.label.split(",")[0],
+        "label": cfg.label,
+        "seed": cfg.seed,
+        "config": identity,
+        "config_hash": results.config_hash(identity),
+    }
+
+
 def label() -> str:
     """The mixers' names and every override that is not mixer, task, seed or a place; shortened by hash beyond 80."""
     choices = HydraConfig.get().runtime.choices
@@ -64,7 +87,7 @@ def label() -> str:
     others = []
     for override in HydraConfig.get().overrides.task:
         key = override.lstrip("+~").split("=")[0]
-        if key.split("@")[0] not in ("mixer", "task", "seed", "experiment", *PLACE) and key.split(".")[0] != "logger":
+        if key.split("@")[0] not in (*NAMED, *PLACE) and key.split(".")[0] != "logger":
             others.append(override.lstrip("+").replace("/", "."))
     text = ",".join(["+".join(dict.fromkeys(mixers)), *sorted(others)])
     return text if len(text) <= 80 else f"{text[:71]}-{sha256(text.encode()).hexdigest()[:8]}"
@@ -79,13 +102,44 @@ def unused(cfg: DictConfig) -> None:
             raise ValueError(f"{name} is composed but model.backbone.pattern={pattern} does not use it: name it there")
 
 
-def run(cfg: DictConfig, record: dict) -> dict:
-    """Trains, tests and records one run, unless that has been done. Raises ValueError or OSError where it cannot."""
+def other(mixer: str) -> DictConfig:
+    """This run's configuration with another mixer, with that one's own values."""
+    overrides = HydraConfig.get().overrides
+    search = [word for word in overrides.hydra if word.startswith("hydra.searchpath")]
+    rest = [word for word in overrides.task if word.lstrip("+~").split("=")[0].split(".")[0] != "mixer"]
+    cfg = hydra.compose("train", overrides=[*search, *rest, f"mixer={mixer}"])
+    cfg.label = mixer
+    return cfg
+
+
+def place(cfg: DictConfig) -> Path:
+    """The directory of a run."""
     experiment = HydraConfig.get().runtime.choices.get("experiment")
-    directory = Path(cfg.runs, *([experiment] if experiment else []), cfg.task.name, cfg.label, str(cfg.seed))
+    return Path(cfg.runs, *([experiment] if experiment else []), cfg.task.name, cfg.label, str(cfg.seed))
+
+
+def trial(cfg: DictConfig, values: dict, directory: Path) -> dict:
+    """A run that is only to choose a value: validated, never tested."""
+    return run(cfg, described(cfg, os.environ.get("SEQMIX_SWEEP", "")) | {"trial": values}, directory)
+
+
+def again(cfg: DictConfig, record: dict) -> dict:
+    """The A/A twin of a run that is the baseline of its sweep, or alone; a mixer without parameters has none."""
+    if record["mixer"] != os.environ.get("SEQMIX_BASELINE", "") != "" or not record["parameters"]["mixer"]:
+        return record
+    from compare import plan
+
+    cfg = plan.twin(cfg)
+    planned = {key: record[key] for key in ("match", "selection") if key in record}
+    return run(cfg, described(cfg, record["sweep"]) | planned | {"aa": record["label"]}, place(cfg))
+
+
+def run(cfg: DictConfig, record: dict, directory: Path) -> dict:
+    """Trains, tests and records one run, unless that has been done. Raises ValueError or OSError where it cannot."""
     directory.mkdir(parents=True, exist_ok=True)
-    if (directory / results.FILE).exists():
-        earlier = results.read(directory / results.FILE)
+    path = directory / results.file(record)
+    if path.exists():
+        earlier = results.read(path)
         if earlier["config_hash"] != record["config_hash"]:
             keys = ", ".join(results.differing_keys(earlier["config"], record["config"]))
             raise ValueError(f"{directory} holds a run that differs in {keys}: remove it, or choose another runs=")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
+from hydra.errors import HydraException
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -16,6 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from mixers.base import Mixer, State
 
 aten = torch.ops.aten
+TOLERANCE = 0.02  # of a budget that counts as met
+LARGEST = 1 << 20  # size that is tried
+GAP = 128  # sizes in a row that a mixer may refuse, for instance because they do not divide
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
@@ -66,6 +70,65 @@ def flops(make_model: Callable[[], nn.Module], length: int) -> dict[str, float |
         "training_per_token": 3 * forward,
         "decode_per_token": decode,
     }
+
+
+def cost(make_model: Callable[[], nn.Module], by: str, length: int) -> float:
+    """What is matched: "params" of the model's backbone, "state" bytes after `length` tokens, or "flops" per token of a
+    forward over as many."""
+    if by == "params":
+        return parameters(_on_meta(make_model).get_submodule("backbone"))["total"]
+    if by == "state":
+        return state_bytes(make_model, length)
+    forward = flops(make_model, length)["forward_per_token"]
+    assert forward is not None
+    return forward
+
+
+def solve(measure: Callable[[dict[str, int]], float], sizes: dict[str, int], target: float) -> tuple[dict, float]:
+    """The sizes whose measure is closest to the target, and that measure; each is moved only where those before it did
+    not come within TOLERANCE. A measure must rise with a size, or fall with it; sizes for which it raises are left out.
+    """
+    best, reached = dict(sizes), measure(sizes)
+    for name in sizes:
+        if abs(reached - target) <= TOLERANCE * target:
+            break
+        start = dict(best)
+        for n, value in _approach(lambda n, s=start, k=name: measure(s | {k: n}), start[name], reached, target):
+            if abs(value - target) < abs(reached - target):
+                best, reached = start | {name: n}, value
+    return best, reached
+
+
+def _approach(measure: Callable[[int], float], n: int, value: float, target: float) -> Iterator[tuple[int, float]]:
+    """Sizes and what they measure, ever closer to the target: from n, where the measure is `value`, in doublings and
+    halvings until two of them have the target between them, and then by bisection."""
+
+    def first(start: int, stop: int) -> tuple[int, float] | None:
+        """The smallest size from start up to, not including, stop, that can be measured."""
+        for m in range(max(1, start), min(stop, start + GAP)):
+            try:
+                return m, measure(m)
+            except (ValueError, RuntimeError, HydraException):
+                continue
+        return None
+
+    for step in (lambda m: first(2 * m, LARGEST), lambda m: first(m // 2, m)):
+        at, last = n, value
+        while (tried := step(at)) is not None:
+            yield tried
+            if (last - target) * (tried[1] - target) <= 0:
+                (low, below), (high, above) = sorted([(at, last), tried])
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    if (tried := first(middle, high)) is None:
+                        high = middle
+                        continue
+                    yield tried
+                    low, high = (tried[0], high) if (tried[1] < target) == (above > below) else (low, middle)
+                return
+            if abs(tried[1] - target) >= abs(last - target):  # away from it, or it moves nothing any more
+                break
+            at, last = tried
 
 
 def _on_meta(make_model: Callable[[], nn.Module]) -> nn.Module:

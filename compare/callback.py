@@ -8,6 +8,8 @@ import time
 import traceback
 from pathlib import Path
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,6 +17,7 @@ from compare import results
 
 log = logging.getLogger(__name__)
 SWEEP = "SEQMIX_SWEEP"  # in the environment, so that launchers hand it to the processes they start
+BASELINE = "SEQMIX_BASELINE"  # the mixer that aa=true trains a second time; empty: every one
 
 
 class CompareCallback(Callback):
@@ -22,6 +25,7 @@ class CompareCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
         os.environ[SWEEP] = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        os.environ[BASELINE] = baseline(swept(config, "mixer"))
 
     def on_multirun_end(self, config: DictConfig, **kwargs) -> None:
         # Hydra makes a warning of a callback's exception and ignores its result: only an exit says that all is not well
@@ -34,6 +38,22 @@ class CompareCallback(Callback):
             code = 1
         if code:
             sys.exit(code)
+
+
+def swept(config: DictConfig, key: str) -> list[str]:
+    """The values that a multirun gives to `key`; [] where it does not name it."""
+    parameters = OmegaConf.to_container(config.hydra.sweeper, resolve=True).get("params") or {}
+    texts = [*(f"{name}={value}" for name, value in parameters.items()), *config.hydra.overrides.task]
+    values: list[str] = []
+    for override in OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(texts):
+        if override.key_or_group == key:  # the last one counts, and the command line comes last
+            values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [str(override.value())]
+    return values
+
+
+def baseline(mixers: list[str]) -> str:
+    """Which mixer the others are compared with."""
+    return results.BASELINE if results.BASELINE in mixers else next(iter(mixers), "")
 
 
 def compare_sweep(config: DictConfig, sweep: str) -> int:

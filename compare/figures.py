@@ -5,7 +5,7 @@ import io
 from dataclasses import dataclass
 
 from compare import stats
-from compare.tables import Table, binary
+from compare.tables import Table, binary, curve
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers and dashes tell the labels apart in print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D3B")
@@ -80,16 +80,16 @@ def _by_slice(table: Table, axis: str, labels: dict) -> Figure:
 
     def plot(ax):
         for i, (label, at) in enumerate(labels.items()):
-            look, shift = _look(table, label), (i - (len(labels) - 1) / 2) * 0.06
+            style, shift = _look(table, label), (i - (len(labels) - 1) / 2) * 0.06
             shown = [value for value in values if at.get(value)]
             means = [stats.mean(at[value]) for value in shown]
             places = shown if numeric else [values.index(value) + shift for value in shown]
-            ax.plot(places, means, label=label, **look)
+            ax.plot(places, means, label=label, **style)
             for value, place, mean in zip(shown, places, means, strict=True):
                 low, high = stats.interval(at[value]) or (None, None)
                 data.append([label, value, mean, low, high, len(at[value])])
                 if low is not None:
-                    ax.plot([place, place], [low, high], color=look["color"], linewidth=1, alpha=0.6)
+                    ax.plot([place, place], [low, high], color=style["color"], linewidth=1, alpha=0.6)
         if numeric and values[0] > 0 and values[-1] >= 8 * values[0]:
             ax.set_xscale("log", base=2)
         ax.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])
@@ -98,11 +98,11 @@ def _by_slice(table: Table, axis: str, labels: dict) -> Figure:
         ax.set(xlabel=axis, ylabel=f"test {table.metric}")
 
     title = f"{table.metric} by {axis}"
-    return _figure(table, title, plot, ["mixer", axis, "mean", "low", "high", "seeds"], data)
+    return figure(table.task, title, plot, ["mixer", axis, "mean", "low", "high", "seeds"], data)
 
 
 def _curves(table: Table) -> Figure | None:
-    curves = {row.label: {run["seed"]: curve for run in row.runs if (curve := _curve(run))} for row in table.rows}
+    curves = {row.label: {run["seed"]: points for run in row.runs if (points := curve(run))} for row in table.rows}
     if not any(len(curve) > 1 for own in curves.values() for curve in own.values()):
         return None
     data = []
@@ -111,24 +111,18 @@ def _curves(table: Table) -> Figure | None:
         for label, own in curves.items():
             if not own:
                 continue
-            look, at = _look(table, label) | {"marker": ""}, {}
-            for seed, curve in own.items():
-                ax.plot(*zip(*curve, strict=True), color=look["color"], linewidth=0.6, alpha=0.4)
-                for step, value in curve:
+            style, at = _look(table, label) | {"marker": ""}, {}
+            for seed, points in own.items():
+                ax.plot(*zip(*points, strict=True), color=style["color"], linewidth=0.6, alpha=0.4)
+                for step, value in points:
                     at.setdefault(step, []).append(value)
                     data.append([label, seed, step, value])
             shared = sorted(step for step, values in at.items() if len(values) == len(own))
-            ax.plot(shared, [stats.mean(at[step]) for step in shared], label=label, **look)
+            ax.plot(shared, [stats.mean(at[step]) for step in shared], label=label, **style)
         _references(ax, table)
         ax.set(xlabel="step", ylabel=f"validation {table.metric}")
 
-    return _figure(table, "learning curves", plot, ["mixer", "seed", "step", f"validation {table.metric}"], data)
-
-
-def _curve(run: dict) -> list[tuple[float, float]]:
-    """(step, validation score) where there is one."""
-    points = [(p["step"], p.get("validation/score", p.get("validation"))) for p in run.get("curve") or []]
-    return [(step, score) for step, score in points if score is not None]
+    return figure(table.task, "learning curves", plot, ["mixer", "seed", "step", f"validation {table.metric}"], data)
 
 
 def _against_state(table: Table) -> Figure | None:
@@ -139,12 +133,12 @@ def _against_state(table: Table) -> Figure | None:
 
     def plot(ax):
         for row, size in placed:
-            look = _look(table, row.label)
+            style = _look(table, row.label)
             low, high = row.interval or (None, None)
             data.append([row.label, size, row.mean, low, high, len(row.scores)])
-            ax.plot([size], [row.mean], label=row.label, **look | {"linestyle": ""})
+            ax.plot([size], [row.mean], label=row.label, **style | {"linestyle": ""})
             if low is not None:
-                ax.plot([size, size], [low, high], color=look["color"], linewidth=1, alpha=0.6)
+                ax.plot([size, size], [low, high], color=style["color"], linewidth=1, alpha=0.6)
         if any(size == 0 for _, size in placed):
             ax.set_xscale("symlog", base=2, linthresh=min((size for _, size in placed if size), default=1))
         else:
@@ -158,12 +152,16 @@ def _against_state(table: Table) -> Figure | None:
         )
 
     title = f"{table.metric} against state"
-    return _figure(table, title, plot, ["mixer", "state bytes", "mean", "low", "high", "seeds"], data)
+    return figure(table.task, title, plot, ["mixer", "state bytes", "mean", "low", "high", "seeds"], data)
 
 
 def _look(table: Table, label: str) -> dict:
     """A label looks the same in all figures of its table."""
-    i, n = [row.label for row in table.rows].index(label), len(COLOURS)
+    return look([row.label for row in table.rows].index(label))
+
+
+def look(i: int) -> dict:
+    n = len(COLOURS)
     return {"color": COLOURS[i % n], "marker": MARKERS[i % n], "linestyle": DASHES[i // n % len(DASHES)]}
 
 
@@ -175,13 +173,14 @@ def _references(ax, table: Table) -> None:
         )
 
 
-def _figure(table: Table, title: str, plot, head: list[str], data: list[list]) -> Figure:
+def figure(name: str, title: str, plot, head: list[str], data: list[list]) -> Figure:
+    """What plot(axes) draws; `name` and the title together occur once on a page. plot may fill `data`."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
     # the salt makes ids repeat, and differ between the figures of one page
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"{table.task} {title}"}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"{name} {title}"}):
         canvas = Canvas(figsize=(6.4, 3.4), layout="constrained")
         FigureCanvasSVG(canvas)
         ax = canvas.add_subplot()

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from html import escape
 
 from compare import results
@@ -80,7 +81,12 @@ def render(comparison: Comparison, figures: dict[str, list] | None, instead: str
     body = "\n".join(
         _section(table, None if figures is None else figures[table.task], instead) for table in comparison.tables
     )
-    warnings = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in comparison.warnings)
+    return document(title, summary, body, comparison.warnings)
+
+
+def document(title: str, summary: str, body: str, warnings: Sequence[str] = ()) -> str:
+    """A whole page around a body of HTML."""
+    warned = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in warnings)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -90,7 +96,7 @@ def render(comparison: Comparison, figures: dict[str, list] | None, instead: str
 <style>{STYLE}</style>
 </head>
 <body>
-<header><h1>{escape(title)}</h1><p>{escape(summary)}</p>{warnings}</header>
+<header><h1>{escape(title)}</h1><p>{escape(summary)}</p>{warned}</header>
 {body}
 <script>{SCRIPT}</script>
 </body>
@@ -105,7 +111,7 @@ def _count(n: int, noun: str) -> str:
 def _section(table: Table, figures: list | None, instead: str) -> str:
     direction = f"Test {table.metric}; {'higher' if table.higher else 'lower'} is better. Click a heading to sort."
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
-    drawn = "".join(_figure(table, figure) for figure in figures) if figures is not None else ""
+    drawn = "".join(drawing(table.task, figure) for figure in figures) if figures is not None else ""
     missing = f'<p class="quiet">{escape(instead)}</p>' if figures is None else ""
     return f"""<section>
 <h2>{escape(table.task)}</h2>
@@ -133,8 +139,11 @@ def _grid(table: Table) -> str:
 
 def _slices(table: Table) -> str:
     head, *lines = slices(table) or [[]]
-    if not lines:
-        return ""
+    return plain(head, lines) if lines else ""
+
+
+def plain(head: list[str], lines: list[list[str]]) -> str:
+    """A table of text, whose first column names the lines."""
     body = "".join(
         "<tr>" + "".join(f"<td{' class=left' * (not i)}>{escape(cell)}</td>" for i, cell in enumerate(line)) + "</tr>"
         for line in lines
@@ -162,9 +171,10 @@ def _left(column: Column) -> str:
     )
 
 
-def _figure(table: Table, figure) -> str:
+def drawing(name: str, figure) -> str:
+    """A figure with its data to download; the file is named for `name` and the title."""
     data = base64.b64encode(figure.csv.encode()).decode()
-    file = f"{table.task} {figure.title}.csv".replace(" ", "-").replace("/", "-")
+    file = f"{name} {figure.title}.csv".replace(" ", "-").replace("/", "-")
     svg = figure.svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.title)}"', 1)
     link = f'<a download="{escape(file)}" href="data:text/csv;base64,{data}">data</a>'
     return f"<figure><h3>{escape(figure.title.capitalize())}</h3>{svg}<figcaption>{link}</figcaption></figure>"

@@ -88,12 +88,17 @@ def _grid(table: Table, shown: list[Column]) -> Grid:
 
 def _slices(table: Table) -> list[Grid]:
     head, *lines = slices(table) or [[]]
+    return [plain(head, lines)] if lines else []
+
+
+def plain(head: list[str], lines: list[list[str]]) -> Grid:
+    """A grid of text, whose first column names the lines."""
     grid = Grid(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, padding=(0, 1))
     for i, cell in enumerate(head):
         grid.add_column(Text(cell), justify="right" if i else "left", overflow="fold")
     for line in lines:
         grid.add_row(*map(Text, line))
-    return [grid] if lines else []
+    return grid
 
 
 def _direction(table: Table) -> str:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 VERSION = 1
 FILE = "result.json"
+TRIAL = "trial.json"  # of a run that was only to choose a value: no report reads it, and it holds no test figures
+BASELINE = "softmax"  # the mixer that the others are compared with, where it is among them; else the first
 OUTCOMES = ("finished", "impossible", "diverged", "interrupted", "failed")
 
 REQUIRED = {
@@ -56,7 +58,8 @@ SUFFIXES = (".py", ".yaml", ".c", ".h")
 
 
 def write(directory: Path, record: dict) -> Path:
-    """Check the record and write it to directory/result.json, all of it or nothing; the path is returned.
+    """Check the record and write it to directory/result.json (a trial's to trial.json), all of it or nothing; the path
+    is returned.
 
     Raises ValueError for a missing key, TypeError for a value of the wrong type or not JSON, both naming the key.
     """
@@ -70,12 +73,22 @@ def write(directory: Path, record: dict) -> Path:
         raise ValueError(f"record['version'] must be {VERSION}, not {record['version']}")
     if record["outcome"] not in OUTCOMES:
         raise ValueError(f"record['outcome'] must be one of {', '.join(OUTCOMES)}, not '{record['outcome']}'")
-    if record["outcome"] == "finished" and not isinstance(record.get("test", {}).get("score"), int | float):
-        raise ValueError("the record is 'finished' but lacks the key 'test.score'")
+    if "trial" in record and ("test" in record or "slices" in record):
+        raise ValueError(
+            "the record is of a trial, which must not hold test figures, and has the key 'test' or 'slices'"
+        )
+    scored = "validation" if "trial" in record else "test"
+    if record["outcome"] == "finished" and not isinstance(record.get(scored, {}).get("score"), int | float):
+        raise ValueError(f"the record is 'finished' but lacks the key '{scored}.score'")
     text = json.dumps(_plain(record, "record"), indent=1, allow_nan=False) + "\n"
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    return replace(directory / FILE, text)
+    return replace(directory / file(record), text)
+
+
+def file(record: dict) -> str:
+    """The name of the record's file."""
+    return TRIAL if "trial" in record else FILE
 
 
 def replace(path: Path, text: str) -> Path:
@@ -104,13 +117,13 @@ def read(path: Path) -> dict:
     return record
 
 
-def read_all(root: Path, sweep: str | None = None) -> list[dict]:
+def read_all(root: Path, sweep: str | None = None, file: str = FILE) -> list[dict]:
     """Every record below root in the order of its path, with that path as record["path"]; only the sweep's, if given.
 
     A broken file is an error, unless a sweep is given whose id the file does not even mention.
     """
     records = []
-    for path in sorted(Path(root).rglob(FILE)):
+    for path in sorted(Path(root).rglob(file)):
         if sweep is not None and sweep not in path.read_text(encoding="utf-8", errors="replace"):
             continue
         record = read(path)

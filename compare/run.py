@@ -1,5 +1,6 @@
 """One training run, from a resolved configuration to its record, whatever the outcome."""
 
+import copy
 import csv
 import functools
 import io
@@ -18,7 +19,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 
-from compare import budget, results, speed
+from compare import budget, plan, results, speed
 from mixers.ops import engines
 from models.backbone import LooksAhead
 from models.learner import Diverged, Learner
@@ -61,8 +62,11 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
         logger = open_logger(cfg, record)
         trainer = make_trainer(cfg, directory, logger)
         trainer.fit(learner, data, ckpt_path=checkpoint, weights_only=True)
-        trainer.test(learner, data, verbose=False)
-        record |= outcome_of(cfg, learner, data)
+        if "trial" in record:  # the test split chooses nothing
+            record |= {"outcome": "finished", "validation": learner.scores["validation"]["all"]}
+        else:
+            trainer.test(learner, data, verbose=False)
+            record |= outcome_of(cfg, learner, data)
     except Diverged as error:
         record |= {"outcome": "diverged", "reason": str(error)}
     except Interrupted as error:
@@ -87,7 +91,11 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
 
 def protocol(cfg: DictConfig, data: Any) -> dict:
     """Everything that must be equal between runs that are compared, beside the data."""
-    config = OmegaConf.to_container(cfg, resolve=True)
+    plain, selection = copy.deepcopy(cfg), "the last step; nothing was selected"
+    if cfg.get("select"):
+        plan.put(plain, dict.fromkeys(plan.grid(cfg.select), "selected"))
+        selection = f"the last step; {cfg.select} by its validation score on seeds {list(cfg.selection_seeds)}"
+    config = OmegaConf.to_container(plain, resolve=True)
     model = {key: value for key, value in config["model"].items() if key not in ("label", "seed", "backbone")}
     backbone = {key: value for key, value in config["model"]["backbone"].items() if key not in ("pattern", "mlp")}
     learner = {key: value for key, value in config["learner"].items() if key not in ("seed", "title")}
@@ -97,7 +105,8 @@ def protocol(cfg: DictConfig, data: Any) -> dict:
     order = {key: value for key, value in data.protocol().items() if key != "order_seed"}
     return {"data": order, "model": model | {"backbone": backbone}, "learner": learner, "trainer": steps} | {
         "threads": cfg.threads,
-        "selection": "the last step; nothing was selected",
+        "selection": selection,
+        "match": f"{cfg.match} of {cfg.match_to}" if cfg.get("match") else "none",
         "torch": torch.__version__,
     }
 
@@ -137,7 +146,7 @@ def open_logger(cfg: DictConfig, record: dict):
         name=name,
         id=f"{record['task']}-{name}-{record['config_hash'][:6]}".replace("=", "-").replace(",", "-")[-120:],
         group=record["task"],
-        job_type="train",
+        job_type="select" if "trial" in record else "train",
         tags=[record["task"], record["mixer"]] + ([record["sweep"]] if record["sweep"] else []),
     )
     logger.log_hyperparams(record["config"] | {key: record[key] for key in ("mixer", "label", "config_hash")})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from compare.budget import tensors
 from mixers.base import Mixer
 
 
@@ -69,6 +70,52 @@ def _decode(model: nn.Module, tokens: Tensor, steps: int) -> float | None:
     return _seconds(lambda: model(tokens[:, -1:], states), steps, tokens.device) / tokens.shape[0]
 
 
+MODES = ("forward", "prefill", "train", "decode")
+
+
+def costs(model: nn.Module, tokens: Tensor, mode: str, seconds: float) -> tuple[float, int, int]:
+    """(seconds, peak bytes, bytes held before) of one call in a mode, on one thread, after one to warm up.
+
+    tokens: (1, T) int64. "forward" gives all logits; "prefill" those of the last token and the state; "train" is a
+    forward, loss and backward; "decode" is the token after T. The median of at most 5 calls, of fewer where they would
+    take more than `seconds`.
+    """
+    device, states = tokens.device, None
+    last = torch.zeros_like(tokens, dtype=torch.bool)
+    last[:, -1] = True
+
+    @torch.no_grad()
+    def forward():
+        return model(tokens)
+
+    @torch.no_grad()
+    def prefill():
+        return model(tokens, at=last)
+
+    def train():
+        model.zero_grad(set_to_none=True)
+        logits = model(tokens)[0]
+        nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()).backward()
+
+    @torch.no_grad()
+    def decode():
+        return model(tokens[:, -1:], states)
+
+    call = {"forward": forward, "prefill": prefill, "train": train, "decode": decode}[mode]
+    with _as_before(model), _one_thread():
+        model.train(mode == "train")
+        states = prefill()[1] if mode == "decode" else None
+        call()
+        once = _seconds(call, 1, device)
+        if (steps := min(5, int(seconds / once))) > 1:
+            once = _seconds(call, steps, device)
+        model.zero_grad(set_to_none=True)
+        held = (tokens, list(tensors(states)))
+        peak, before = _peak(call, model, held, device), LiveBytes(_held(model, held)).live
+        model.zero_grad(set_to_none=True)
+    return once, peak, before
+
+
 def _seconds(call: Callable[[], object], steps: int, device: torch.device) -> float:
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     took = []
@@ -86,11 +133,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak(step: Callable[[], None], model: nn.Module, batch: tuple, device: torch.device) -> int:
-    held = [
-        leaf for leaf in tree_leaves((list(model.parameters()), list(model.buffers()), batch)) if torch.is_tensor(leaf)
-    ]
-    with LiveBytes(held) as live:
+def _peak(step: Callable[[], object], model: nn.Module, batch: tuple, device: torch.device) -> int:
+    with LiveBytes(_held(model, batch)) as live:
         if device.type != "cuda":
             step()
             return live.peak
@@ -101,6 +145,11 @@ def _peak(step: Callable[[], None], model: nn.Module, batch: tuple, device: torc
     step()
     _wait(device)
     return start + torch.cuda.max_memory_allocated(device) - before
+
+
+def _held(model: nn.Module, batch: tuple) -> list[Tensor]:
+    leaves = tree_leaves((list(model.parameters()), list(model.buffers()), batch))
+    return [leaf for leaf in leaves if torch.is_tensor(leaf)]
 
 
 class LiveBytes(TorchDispatchMode):

@@ -112,6 +112,11 @@ def count_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, 
     return low, high
 
 
+def steps_to(curve: list[tuple[float, float]], threshold: float, higher: bool) -> float | None:
+    """The first step of (step, score) at which the score reaches the threshold; None where none does."""
+    return next((step for step, score in curve if (score >= threshold if higher else score <= threshold)), None)
+
+
 def seeds_needed(differences: list[float], power: float = 0.8, alpha: float = 0.05) -> int | None:
     """How many seeds a paired t-test needs to see a true gap and spread as observed; None where that cannot be said.
 
@@ -137,3 +142,25 @@ def seeds_needed(differences: list[float], power: float = 0.8, alpha: float = 0.
                 low, high = (low, middle) if enough(middle) else (middle, high)
             return high
     return None
+
+
+def slope(xs: list[float], ys: list[float]) -> float | None:
+    """The exponent b of the best y = a x^b, by least squares of the logarithms; None below two points above 0."""
+    points = [(math.log(x), math.log(y)) for x, y in zip(xs, ys, strict=True) if x > 0 and y > 0]
+    if len({x for x, _ in points}) < 2:
+        return None
+    x0, y0 = mean([x for x, _ in points]), mean([y for _, y in points])
+    return math.fsum((x - x0) * (y - y0) for x, y in points) / math.fsum((x - x0) ** 2 for x, _ in points)
+
+
+def crossover(ours: dict[float, float], theirs: dict[float, float]) -> float | None:
+    """The x from which on our cost stays below theirs, between points by their logarithms: the first x where it always
+    does, None where it does not at the last."""
+    shared = sorted(ours.keys() & theirs.keys())
+    if not shared or ours[shared[-1]] >= theirs[shared[-1]]:
+        return None
+    for low, high in reversed(list(pairwise(shared))):
+        if ours[low] >= theirs[low]:
+            a, b = (math.log(ours[x] / theirs[x]) for x in (low, high))
+            return math.exp(math.log(low) + (math.log(high) - math.log(low)) * a / (a - b))
+    return shared[0]

@@ -1,5 +1,6 @@
 """Records side by side: which runs may be compared, what each label scored and cost, and what that allows to say."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -8,9 +9,9 @@ from statistics import median
 
 from compare import results, stats
 
-BASELINE = "softmax"  # of the differences, where it ran; else the first label
 SOLVED = 0.9  # an accuracy from which a task counts as solved, unless the record's metric names another
 HANDS_OFF = "untuned: one learning rate for all"
+UNITS = {"params": "parameters of the backbone", "state": "bytes of state", "flops": "FLOPs per token"}  # to be matched
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,14 @@ class Row:
     runs: list[dict]  # by seed
     scores: dict[int, float]  # of the finished runs, by seed
     solved: tuple[int, float, float] | None = None  # how many of them, and the interval of their share
-    difference: stats.Paired | None = None  # to the baseline, at the seeds that both finished
+    steps: list[float] | None = None  # to the threshold, of each finished run; inf where it was not reached
+    difference: stats.Paired | None = None  # to the baseline (of a twin: to its own), at the seeds that both finished
     p: float | None = None  # of that difference, after Holm over the labels
+
+    @property
+    def again(self) -> str:
+        """The label that this one repeats, to show what the protocol cannot resolve; mostly none."""
+        return next((run["aa"] for run in self.runs if run.get("aa")), "")
 
     @property
     def mean(self) -> float | None:
@@ -32,6 +39,17 @@ class Row:
     @property
     def interval(self) -> tuple[float, float] | None:
         return stats.interval(list(self.scores.values()))
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """How many would resolve the difference to the baseline, where so many do not."""
+        unresolved = self.p is not None and self.p >= 0.05
+        return self.difference.seeds_needed if unresolved and self.difference else None
+
+    @property
+    def match(self) -> dict:
+        """What was done to meet a budget: see plan.match."""
+        return next((run["match"] for run in self.runs if run.get("match")), {})
 
     @property
     def outcome(self) -> str:
@@ -100,7 +118,8 @@ def compare(records: list[dict]) -> Comparison:
         tasks.setdefault(record["task"], []).append(record)
     for task, runs in tasks.items():
         _refuse(task, runs)
-    return Comparison([_table(task, runs) for task, runs in tasks.items()], _warnings(records))
+    tables = [_table(task, runs) for task, runs in tasks.items()]
+    return Comparison(tables, _warnings(records) + [edge for table in tables for edge in _edges(table)])
 
 
 def name(run: dict) -> str:
@@ -167,6 +186,19 @@ def _warnings(records: list[dict]) -> list[str]:
     return warnings
 
 
+def _edges(table: Table) -> list[str]:
+    """A value chosen on the edge of its grid may not be the best there is."""
+    edges = []
+    for row in table.rows:
+        for selection in [run["selection"] for run in row.runs if run.get("selection")][:1]:
+            edges += [
+                f"{table.task}: {row.label} chose {key}={selection['chosen'][key]}, on the edge of its grid: widen it"
+                for key in selection["edge"]
+                if not row.again
+            ]
+    return edges
+
+
 def _table(task: str, runs: list[dict]) -> Table:
     metric = next((run["metric"] for run in runs if run.get("metric")), {"name": "score", "higher_is_better": True})
     labels: dict[str, list[dict]] = {}
@@ -181,8 +213,8 @@ def _table(task: str, runs: list[dict]) -> Table:
             if run["outcome"] == "finished" and run["test"]["score"] is not None
         }
         rows.append(Row(label, own[0]["mixer"], own, scores))
-    scored = [row.label for row in rows if row.scores]
-    baseline = BASELINE if BASELINE in scored else next(iter(scored), None)
+    scored = [row for row in rows if row.scores and not row.again]
+    baseline = next((row.label for row in (*(r for r in scored if r.mixer == results.BASELINE), *scored)), None)
     rows.sort(key=lambda row: row.label != baseline)
     rows = _tested([_solved(row, metric) for row in rows])
     references = next((run["baselines"] for run in runs if run.get("baselines")), {})
@@ -197,8 +229,8 @@ def _table(task: str, runs: list[dict]) -> Table:
         baseline=baseline,
         length=max(lengths, default=None),
         protocol=next((run["protocol"] for run in runs if run["protocol"]), {}),
-        verdict=verdict(rows, higher),
-        notes=_notes(rows, references, higher, metric, max(lengths, default=None)),
+        verdict=verdict([row for row in rows if not row.again], higher),
+        notes=[*_settled(rows), *_floor(rows), *_notes(rows, references, higher, metric, max(lengths, default=None))],
     )
 
 
@@ -210,8 +242,17 @@ def _solved(row: Row, metric: dict) -> Row:
     least = threshold(metric)
     if least is None or not row.scores:
         return row
-    count = sum(score >= least if metric["higher_is_better"] else score <= least for score in row.scores.values())
-    return replace(row, solved=(count, *stats.count_interval(count, len(row.scores))))
+    higher = metric["higher_is_better"]
+    count = sum(score >= least if higher else score <= least for score in row.scores.values())
+    curves = [curve(run) for run in row.runs if run["seed"] in row.scores]
+    steps = [math.inf if (step := stats.steps_to(c, least, higher)) is None else step for c in curves if c]
+    return replace(row, solved=(count, *stats.count_interval(count, len(row.scores))), steps=steps or None)
+
+
+def curve(run: dict) -> list[tuple[float, float]]:
+    """(step, validation score) where there is one."""
+    points = [(p["step"], p.get("validation/score", p.get("validation"))) for p in run.get("curve") or []]
+    return [(step, score) for step, score in points if score is not None]
 
 
 def differences(row: Row, other: Row) -> list[float]:
@@ -220,9 +261,12 @@ def differences(row: Row, other: Row) -> list[float]:
 
 
 def _tested(rows: list[Row]) -> list[Row]:
-    """The same rows with their differences to the first, and Holm over those that can be tested."""
-    against = {row.label: stats.paired(d) for row in rows[1:] if (d := differences(row, rows[0]))}
-    testable = [label for label, paired in against.items() if paired.p is not None]
+    """The same rows with their differences to the first, and Holm over those that can be tested; a twin's difference is
+    to the row that it repeats, and is no test."""
+    named = {row.label: row for row in rows}
+    bases = {row.label: named.get(row.again) if row.again else rows[0] for row in rows[1:]}
+    against = {row.label: stats.paired(d) for row in rows[1:] if (b := bases[row.label]) and (d := differences(row, b))}
+    testable = [label for label, paired in against.items() if paired.p is not None and not named[label].again]
     adjusted = dict(zip(testable, stats.holm([against[label].p for label in testable]), strict=True))
     return [replace(row, difference=against.get(row.label), p=adjusted.get(row.label)) for row in rows]
 
@@ -267,8 +311,56 @@ def verdict(rows: list[Row], higher: bool) -> str:
     return f"{claim}; about {max(needed, len(gap) + 1):,} would, if gap and spread are as seen (80 % power)."
 
 
+def _settled(rows: list[Row]) -> list[str]:
+    """What was chosen and what was matched before the runs."""
+    chosen: dict[str, list[str]] = {}
+    for row in rows:
+        for selection in [run["selection"] for run in row.runs if run.get("selection")][:1]:
+            points = ", ".join(f"{key} of {', '.join(map(str, values))}" for key, values in selection["grid"].items())
+            trials = len(selection["trials"]) * len(selection["seeds"])
+            seeds = ", ".join(map(str, selection["seeds"]))
+            head = f"selected by validation on seed {seeds} alone, {trials} trials for each mixer ({points})"
+            chosen.setdefault(head, []).append(f"{row.label} {values_text(selection['chosen'])}")
+    notes = [f"{head}: {'; '.join(parts)}" for head, parts in chosen.items()] or [HANDS_OFF]
+    return notes + [f"{row.label} {matched(row.match)}" for row in rows if row.match and not row.again]
+
+
+def values_text(values: dict) -> str:
+    return ",".join(f"{key}={value}" for key, value in values.items())
+
+
+def matched(done: dict) -> str:
+    """What a match did, in words."""
+    moves = ", ".join(f"{key} {before:g} -> {after:g}" for key, (before, after) in done["moved"].items())
+    moves = moves or ("nothing moved" if done["sizes"] else "it has no sizes that may change")
+    to = f"{done['target']:,.0f} {UNITS[done['by']]} (match_to={done['to']}, {done['length']:,} tokens)"
+    if done["met"]:
+        return f"matches {to} within {abs(done['residual']):.1%}: {moves}"
+    return f"does NOT match {to}: it could reach {done['reached']:,.0f}, {done['residual']:+.1%}: {moves}"
+
+
+def _floor(rows: list[Row]) -> list[str]:
+    """What the protocol cannot resolve: differences of a mixer to itself, initialised anew."""
+    floors = []
+    for row in rows:
+        base = next((other for other in rows if other.label == row.again), None)
+        if base and row.difference:
+            largest = max(map(abs, differences(row, base)))
+            ends = row.difference.interval
+            within = f" [{ends[0]:+.3f}, {ends[1]:+.3f}]" if ends else ""
+            floors.append(
+                f"A/A: {base.label} initialised anew differs from itself by {row.difference.mean:+.3f}{within}, "
+                f"at most {largest:.3f} at one of {row.difference.n} seeds: smaller gaps are noise"
+            )
+    if floors or not rows or not rows[0].scores:
+        return floors
+    if rows[0].cost("parameters", "mixer") == 0:
+        return [f"A/A: none, for {rows[0].label} has no parameters that could be initialised anew"]
+    return ["A/A: not measured; aa=true trains the baseline under a second label and shows what is noise"]
+
+
 def _notes(rows: list[Row], references: dict, higher: bool, metric: dict, length: int | None) -> list[str]:
-    notes = [HANDS_OFF]
+    notes = []
     if length:
         notes.append(f"state and forward FLOPs at {length:,} tokens; peak: live memory of one training step")
     if min((len(row.scores) for row in rows if row.scores), default=stats.MINIMUM) < stats.MINIMUM:
@@ -281,7 +373,8 @@ def _notes(rows: list[Row], references: dict, higher: bool, metric: dict, length
     if any(row.solved for row in rows):
         sign = "at least" if metric["higher_is_better"] else "at most"
         notes.append(
-            f"solved: {metric['name']} of {sign} {threshold(metric):g}, with an exact 95 % interval of the share"
+            f"solved: {metric['name']} of {sign} {threshold(metric):g}, with an exact 95 % interval of the share; "
+            "steps: to the first validation there, median over seeds"
         )
     if references:
         best = (max if higher else min)(references, key=references.__getitem__)
@@ -342,6 +435,9 @@ def columns(table: Table) -> list[Column]:
         ),
         Column("p (Holm)", ("p",), lambda row: _p(row.p)),
         Column("exact p", ("exact p",), lambda row: _p(row.difference and row.difference.sign_flip)),
+        Column("seeds to tell", ("seeds to tell",), lambda row: _number(row.seeds_needed, "{:,}".format)),
+        Column("steps", ("steps", "steps by seed"), _steps),
+        Column("match", ("match",), lambda row: _number(row.match.get("residual"), "{:+.1%}".format)),
         Column("outcome", ("outcome",), lambda row: Cell(row.outcome, (row.outcome,))),
         Column("params", ("parameters",), lambda row: _number(row.cost("parameters", "total"), si), True),
         Column("state", ("state bytes",), lambda row: _number(row.cost("state_bytes"), binary), True),
@@ -414,6 +510,16 @@ def _solved_cell(row: Row) -> Cell:
         return _GAP
     count, low, high = row.solved
     return Cell(f"{count}/{len(row.scores)} [{low:.0%}, {high:.0%}]", (count, low, high))
+
+
+def _steps(row: Row) -> Cell:
+    if row.steps is None:
+        return Cell("", (None, None))
+    middle = median(row.steps)
+    if middle == math.inf:
+        last = max(step for run in row.runs for step, _ in curve(run))
+        return Cell(f"> {last:,}", (None, " ".join(map(str, row.steps))))
+    return Cell(f"{middle:,.0f}", (middle, " ".join(map(str, row.steps))))
 
 
 def si(value: float) -> str:

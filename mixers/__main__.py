@@ -4,6 +4,7 @@ import argparse
 import ast
 import functools
 import inspect
+import itertools
 import pkgutil
 import re
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 CITATION = re.compile(r"\(([^()]*?\d{4})(?=[,;)])([^()]*)\)")  # (authors and year, link, where in the paper)
-HEAD = ("mixer", "family", "direction", "what", "paper")
+HEAD = ("mixer", "family", "direction", "what", "paper", "state at 1k", "at 64k", "kFLOP/token")
+WIDTH, SHORT, LONG = 64, 1024, 65536  # costs are those of one mixer of this d_model, at these lengths
 MARKS = ("<!-- mixers -->", "<!-- /mixers -->")
 LITERALS = {"true": True, "false": False, "null": None, "none": None}  # as yaml writes them
 
@@ -51,34 +53,37 @@ def list_mixers(file: str | None = None) -> int:
             raise ValueError(f"{file} lacks the lines {MARKS[0]} and {MARKS[1]}: put them where the table belongs")
         path.write_text(f"{before}{start}\n\n{markdown()}\n{end}{after}")
         return 0
-    table = Table(box=None, header_style="bold")
-    for cell in HEAD:
-        table.add_column(cell, no_wrap=cell in HEAD[:3])  # what one would type stays whole
-    for row, _ in rows():
-        table.add_row(*row)
-    Console(markup=False).print(table)
+    console = Console(markup=False)
+    for family, members in itertools.groupby(rows(), key=lambda row: row[0][1]):
+        table = Table(box=None, header_style="bold", title=family, title_justify="left")
+        for cell in HEAD[:1] + HEAD[2:]:
+            table.add_column(cell, no_wrap=cell == HEAD[0])  # what one would type stays whole
+        for row, _ in members:
+            table.add_row(*row[:1], *row[2:])
+        console.print(table, end="\n\n")
     return 0
 
 
 def markdown() -> str:
     lines = [HEAD, ("---",) * len(HEAD)]
     for row, link in rows():
-        lines.append((*row[:-1], f"[{row[-1]}]({link})" if link else row[-1]))
+        lines.append((*row[:4], f"[{row[4]}]({link})" if link else row[4], *row[5:]))
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def rows() -> Iterator[tuple[tuple[str, ...], str]]:
-    """(name, family, direction, what it is, paper) and the paper's link, sorted by family."""
+    """(name, family, direction, what it is, paper, costs) and the paper's link, sorted by family."""
     from mixers import registry
 
     ways = {(True, False): "either", (True,): "causal", (False,): "looks ahead"}
     found = []
     for name in registry.names():
         target = registry.target_of(registry.knobs(name))
-        title, paper, link = citation(target)
+        title, paper, link = citation(registry.about(name) or inspect.getdoc(sys.modules[target.__module__]) or "")
         family = target.__module__.rpartition(".")[0].rpartition(".")[2]
         found.append(((name, family, ways[tuple(registry.directions(name))], title, paper), link))
-    yield from sorted(found, key=lambda row: row[0][1::-1])
+    for row, link in sorted(found, key=lambda row: row[0][1::-1]):
+        yield (*row, *costs(row[0])), link
 
 
 def show(name: str) -> int:
@@ -99,9 +104,34 @@ def show(name: str) -> int:
     engine = engines.choice("cpu")
     served = ", ".join(f"{op} by {' and '.join(sorted(names))}" for op, names in sorted(engines.ran.items()))
     print(f"engine: {engine.name}, {engine.why}; {served or 'nothing here needs one'}")
-    print(f"parameters at d_model=64: {parameters:,}")
+    print(f"parameters at d_model={WIDTH}: {parameters:,}")
     print(f"std of the output at initialisation, for an input of std 1: {std:.3g}")
+    effects = memory(registry.factory(name, length=SHORT))
+    if effects:
+        said = ", ".join(f"{share:.2g} after {lag}" for lag, share in effects.items())
+        print(f"what a change of one token does to outputs at initialisation, against what it does to its own: {said}")
     return 0
+
+
+def memory(factory: Callable) -> dict[int, float]:
+    """{lag: root mean square change of the outputs around that lag, over the change at the token itself}; nothing for
+    what looks ahead, or does not answer at all at first.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        mixer = factory(WIDTH)
+        if not mixer.causal:
+            return {}
+        x = torch.randn(4, SHORT, WIDTH)
+        other = x.clone()
+        other[:, 16] = torch.randn(4, WIDTH)
+        moved = (mixer(x)[0] - mixer(other)[0]).square().mean((0, 2))[16:]
+    if not moved[0]:
+        return {}
+    lags = (1, 3, 10, 30, 100, 300)
+    return {lag: (moved[lag : lag + max(1, lag // 2)].mean() / moved[0]).sqrt().item() for lag in lags}
 
 
 def check(name: str, overrides: dict[str, Any]) -> int:
@@ -150,11 +180,57 @@ def candidates(name: str, overrides: dict[str, Any]) -> Iterator[tuple[str, Call
         yield label, factory
 
 
-def citation(target: type) -> tuple[str, str, str]:
-    """(title, authors and year, link) from the first paragraph of the class's module; "" for what is not there."""
-    text = " ".join((inspect.getdoc(sys.modules[target.__module__]) or "").split("\n\n")[0].split())
+def costs(name: str) -> tuple[str, str, str]:
+    """State at two lengths and FLOPs per token forwards at the shorter one, measured on the meta device; "" for the
+    state of what looks ahead.
+    """
+    import torch
+    from torch import nn
+
+    from compare import budget
+    from mixers import registry
+
+    class Embedded(nn.Module):  # costs are measured from tokens on
+        def __init__(self, length: int):
+            super().__init__()
+            self.embed = nn.Embedding(1, WIDTH)
+            self.mixer = registry.factory(name, length=length)(WIDTH)
+
+        def forward(self, tokens, state=None):
+            return self.mixer(self.embed(tokens), state)
+
+    with torch.random.fork_rng(devices=[]):
+        used = budget.flops(lambda: Embedded(SHORT), SHORT)["forward_per_token"]
+        looks_ahead = not registry.factory(name)(WIDTH).causal
+        if looks_ahead:
+            return "", "", f"{used / 1000:.0f}"
+        held = [size(state_at(Embedded, n)) for n in (SHORT, LONG)]
+    return *held, f"{used / 1000:.0f}"
+
+
+def state_at(make: Callable, length: int) -> int:
+    """Bytes; what does not grow between 128 and 256 tokens is not walked to the end: even on meta that takes
+    seconds.
+    """
+    from compare.budget import state_bytes
+
+    first, second = (state_bytes(lambda: make(length), n) for n in (128, 256))
+    return second if first == second else state_bytes(lambda: make(length), length)
+
+
+def size(n: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if n < 1024 or unit == "MiB":
+            break
+        n /= 1024
+    return f"{n:.3g} {unit}"
+
+
+def citation(text: str) -> tuple[str, str, str]:
+    """(title, authors and year, link) from a text's first sentence; "" for what is not there."""
+    text = " ".join(text.split("\n\n")[0].split())
     found = CITATION.search(text)
-    title = re.sub(r"\s+(?=[,.])", "", CITATION.sub("", text))
+    title = re.split(r"\.\s", re.sub(r"\s+(?=[,.:])", "", CITATION.sub("", text)))[0]
     link = re.search(r"https?://[^\s,;]+", found[2]) if found else None
     return " ".join(title.split()).rstrip("."), found[1] if found else "", link[0] if link else ""
 
@@ -165,8 +241,8 @@ def measure(factory: Callable) -> tuple[int, float]:
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        mixer = factory(64)
-        y, _ = mixer(torch.randn(4, 256, 64))
+        mixer = factory(WIDTH)
+        y, _ = mixer(torch.randn(4, 256, WIDTH))
     return sum(p.numel() for p in mixer.parameters()), y.std().item()
 
 

@@ -6,8 +6,10 @@ Hydra is imported when it is first asked: `import mixers` stays light.
 import difflib
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from mixers.base import Mixer
@@ -41,6 +43,8 @@ def factory(
     **overrides: Any,
 ) -> Callable[[int], Mixer]:
     """d_model -> Mixer, as `build` makes it."""
+    from hydra.utils import instantiate
+
     values = knobs(name, causal=causal, length=length, max_length=max_length)
     target = target_of(values)
     for key in overrides:
@@ -48,7 +52,10 @@ def factory(
             raise ValueError(unknown(f"key of mixer '{name}'", key, [k for k in values if not k.startswith("_")]))
     place = {"layer": layer, "n_layers": n_layers}
     wanted = {key: value for key, value in place.items() if key in inspect.signature(target).parameters}
-    return functools.partial(target, **{k: v for k, v in values.items() if k != "_target_"} | overrides | wanted)
+    values = {k: v for k, v in values.items() if k != "_target_"} | overrides | wanted
+    return functools.partial(
+        target, **{k: instantiate(v) if isinstance(v, dict) and "_target_" in v else v for k, v in values.items()}
+    )
 
 
 def knobs(name: str, *, causal: bool = True, length: int = 256, max_length: int | None = None) -> dict[str, Any]:
@@ -63,6 +70,25 @@ def knobs(name: str, *, causal: bool = True, length: int = 256, max_length: int 
     facts = {"causal": causal, "length": length, "max_length": length if max_length is None else max_length}
     resolved: Any = OmegaConf.to_container(OmegaConf.create({"task": facts, "mixer": config}), resolve=True)
     return {key: value for key, value in resolved["mixer"].items() if key != "_partial_"}
+
+
+def about(name: str) -> str:
+    """The comment that a mixer's yaml begins with: what it changes of the mixer that it builds on, and whose idea that
+    was.
+    """
+    from importlib.resources import files
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    with _hydra():
+        for source in GlobalHydra.instance().config_loader().get_sources():
+            if source.is_config(f"mixer/{name}"):
+                root = Path(source.path) if source.scheme() == "file" else files(source.path.replace("/", "."))
+                lines = itertools.takewhile(
+                    lambda line: line.startswith("#"), root.joinpath("mixer", f"{name}.yaml").read_text().splitlines()
+                )
+                return " ".join(line.lstrip("# ") for line in lines)
+    return ""
 
 
 def directions(name: str) -> list[bool]:

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,17 +37,22 @@ def seeded(*key: object) -> Iterator[None]:
         yield
 
 
+def placed(factory: Callable[..., Any], d_model: int, place: dict[str, int]) -> Any:
+    """What the factory makes, told of its place in depth if it asks."""
+    wanted = {key: value for key, value in place.items() if key in inspect.signature(factory).parameters}
+    return factory(d_model, **wanted)
+
+
 def directed(factory: Factory, d_model: int, causal: bool, place: dict[str, int]) -> Mixer:
     """The mixer in the direction that the task wants. Raises LooksAhead where a causal task meets a mixer that is not.
 
     place: {"layer": i, "n_layers": n}, given to the mixers whose paper depends on depth.
     """
-    wanted = {key: value for key, value in place.items() if key in inspect.signature(factory).parameters}
-    mixer = factory(d_model, **wanted)
+    mixer = placed(factory, d_model, place)
     if mixer.causal == causal:
         return mixer
     if mixer.causal:
-        return Bidirectional(mixer, factory(d_model, **wanted))
+        return Bidirectional(mixer, placed(factory, d_model, place))
     raise LooksAhead(
         f"{type(mixer).__name__} looks ahead and the task is causal: "
         "choose a causal mixer, or a task that looks both ways"
@@ -83,7 +89,8 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """`n_layers` blocks whose mixers are the pattern, tiled over depth. Obeys the mixers' law: see mixers/base.py.
 
-    pattern: mixer factories, d_model -> Mixer; mlp: a factory d_model -> module (x, state) -> (y, state), or None.
+    pattern: mixer factories, d_model -> Mixer; mlp: a factory d_model -> module (x, state) -> (y, state), or
+    None. Both may ask for layer and n_layers.
     Initial values: the backbone's depend on (seed, path), a mixer's on (seed, label, path).
     """
 
@@ -94,7 +101,7 @@ class Backbone(nn.Module):
         n_layers: int,
         pattern: Sequence[Factory],
         causal: bool,
-        mlp: Callable[[int], nn.Module] | None,
+        mlp: Callable[..., nn.Module] | None,
         local_conv: int,
         dropout: float,
         seed: int,
@@ -109,14 +116,14 @@ class Backbone(nn.Module):
         self.causal = causal
         self.blocks = nn.ModuleList()
         for i in range(n_layers):
+            place = {"layer": i, "n_layers": n_layers}
             with seeded(seed, label, f"blocks.{i}.mixer"):
-                mixer = directed(pattern[i % len(pattern)], d_model, causal, {"layer": i, "n_layers": n_layers})
+                mixer = directed(pattern[i % len(pattern)], d_model, causal, place)
             with seeded(seed, f"blocks.{i}.local_conv"):
                 conv = ShortConv(d_model, width=local_conv, bias=False) if local_conv else None
             with seeded(seed, f"blocks.{i}"):
-                self.blocks.append(
-                    Block(d_model, mixer=mixer, mlp=mlp(d_model) if mlp else None, local_conv=conv, dropout=dropout)
-                )
+                part = placed(mlp, d_model, place) if mlp else None
+                self.blocks.append(Block(d_model, mixer=mixer, mlp=part, local_conv=conv, dropout=dropout))
 
     def forward(
         self, x: Tensor, states: tuple[State, ...] | None = None, mask: Tensor | None = None

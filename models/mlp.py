@@ -11,9 +11,12 @@ class MLP(nn.Module):
 
     def __init__(self, d_model: int, *, expand: float):
         super().__init__()
-        width = int(expand * d_model)
+        width = round(expand * d_model)
         self.up = nn.Linear(d_model, width)
         self.down = nn.Linear(width, d_model)
 
+    def hidden(self, x: Tensor) -> Tensor:
+        return F.gelu(self.up(x))
+
     def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
-        return self.down(F.gelu(self.up(x))), state
+        return self.down(self.hidden(x)), state

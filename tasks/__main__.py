@@ -75,7 +75,7 @@ def show(name: str, overrides: list[str]) -> int:
         print(f"  {split}: {value}")
     segment = task.segments("train")[0]
     print(f"\nan example of train, {segment.name}")
-    print(example(segment, of_bytes=facts["metric"] == "bits_per_byte"))
+    print(example(segment, of_bytes=facts["metric"] == "bits_per_byte" and facts["n_inputs"] == 256))
     return 0
 
 

@@ -5,9 +5,17 @@ Data never come from global random state: the same arguments give the same bytes
 construction or the number of workers, and a hash per split proves it.
 """
 
+import inspect
+import io
+import os
+import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
+from types import FunctionType
 
 import lightning as L
 import torch
@@ -23,7 +31,7 @@ class Segment:
     """Examples of one kind, which are scored together: a slice of a split."""
 
     name: str
-    tokens: Tensor  # (N, T) int64; (N, 2, T) for pairs
+    tokens: Tensor  # (N, T); (N, 2, T) for pairs; any integers: a batch of them is int64
     targets: Tensor  # (N, T) int64, IGNORE where nothing is scored; (N,) for one label per example
     mask: Tensor | None = None  # shaped as tokens: bool, True on real tokens, or int64 numbers of documents
     values: dict[str, float] = field(default_factory=dict)  # where the slice lies: {"length": 64, "pairs": 8}
@@ -32,7 +40,7 @@ class Segment:
         return len(self.tokens)
 
     def batch(self, rows: Tensor | slice) -> Batch:
-        return self.tokens[rows], self.targets[rows], None if self.mask is None else self.mask[rows]
+        return self.tokens[rows].long(), self.targets[rows], None if self.mask is None else self.mask[rows]
 
 
 class Batches:
@@ -148,6 +156,32 @@ class Task(L.LightningDataModule):
 def seed_of(*key: object) -> int:
     """A 63-bit seed that is a function of the key."""
     return int.from_bytes(sha256(repr(key).encode()).digest()[:8], "big") >> 1
+
+
+def cached(make: FunctionType, **arguments: object) -> tuple[Tensor, ...]:
+    """make(**arguments), kept in a file under $SEQMIX_CACHE, or ~/.cache/seqmix; in none if that is empty.
+
+    Its name is a hash of the function, the arguments and the source of the function's module. It appears whole or not
+    at all, so that many processes may begin at once; one that has not the hash it begins with is made again.
+    """
+    place = os.environ.get("SEQMIX_CACHE", "~/.cache/seqmix")
+    if not place:
+        return make(**arguments)
+    source = inspect.getsource(sys.modules[make.__module__])
+    key = seed_of(make.__module__, make.__name__, sorted(arguments.items()), source)
+    path = Path(place).expanduser() / f"{make.__name__}-{key:016x}.pt"
+    saved = path.read_bytes() if path.exists() else b""
+    if saved and sha256(saved[32:]).digest() == saved[:32]:
+        return torch.load(io.BytesIO(saved[32:]), weights_only=True)
+    made, buffer = tuple(make(**arguments)), io.BytesIO()
+    torch.save(made, buffer)
+    with suppress(OSError):  # a full or read-only disk: made, but not kept
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.stem}-", suffix=".part", delete=False) as part:
+            part.write(sha256(buffer.getbuffer()).digest())
+            part.write(buffer.getbuffer())
+        os.replace(part.name, path)
+    return made
 
 
 def digest(segments: list[Segment]) -> str:

@@ -10,16 +10,20 @@ max_length.
 """
 
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from tasks.base import Segment, Task, seed_of
+from tasks.base import Segment, Task, cached, seed_of
+from tasks.sized import at_least
 
 OPERATORS = ("MIN", "MAX", "MED", "SM")
 WORDS = [*map(str, range(10)), *(f"[{name}" for name in OPERATORS), "]", "pad"]
 CLOSE, PAD = 14, 15
 MAX_DEPTH, MAX_CHILDREN, DIGIT = 10, 10, 0.75
+PATIENCE = 100_000  # trees in a row that are of no use
 
 
 def value_of(operator: int, children: list[int]) -> int:
@@ -66,18 +70,39 @@ def tree(draws: np.random.Generator, max_length: int) -> tuple[list[int], int]:
             return tokens, value
 
 
-def listops(n: int, min_length: int, max_length: int, seed: int, taken: set[bytes]) -> list[tuple[bytes, int]]:
-    """n different trees and their values, none of them in `taken`, to which they are added."""
+def listops(
+    n: int, min_length: int, max_length: int, balanced: bool, seed: int, taken: set[bytes]
+) -> list[tuple[bytes, int]]:
+    """n different trees and their values, none of them in `taken`, to which they are added; if balanced, as many of
+    each value.
+    """
     if not 3 <= min_length < max_length - 1:
         raise ValueError(f"no tree has more than {min_length} and fewer than {max_length} tokens: widen the bounds")
-    draws, made = np.random.default_rng(seed), []
+    draws, made, idle = np.random.default_rng(seed), [], 0
+    wanted = [n // 10 + (value < n % 10) if balanced else n for value in range(10)]
     while len(made) < n:
+        if (idle := idle + 1) > PATIENCE:
+            raise ValueError(f"there are too few trees of {min_length} to {max_length} tokens: widen the bounds")
         tokens, value = tree(draws, max_length)
         text = bytes(tokens)
-        if min_length < len(tokens) < max_length and text not in taken:
+        if min_length < len(tokens) < max_length and wanted[value] and text not in taken:
+            wanted[value] -= 1
+            idle = 0
             taken.add(text)
             made.append((text, value))
     return made
+
+
+def forest(
+    sizes: dict[str, int], min_length: int, max_length: int, balanced: bool, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All splits' trees, none of them in two, in the order of `sizes`: tokens one after the other, lengths, values."""
+    taken: set[bytes] = set()
+    made: list[tuple[bytes, int]] = []
+    for kind, n in sizes.items():
+        made += listops(n, min_length, max_length, balanced, seed_of("listops", seed, kind), taken)
+    tokens = torch.frombuffer(bytearray(b"".join(text for text, _ in made)), dtype=torch.uint8)
+    return tokens, torch.tensor([len(text) for text, _ in made]), torch.tensor([value for _, value in made])
 
 
 def partial_value(text: bytes, depth: int) -> int:
@@ -101,20 +126,36 @@ def partial_value(text: bytes, depth: int) -> int:
 
 
 class ListOps(Task):
-    """min_length, max_length: exclusive bounds on tokens; train, validation, test: how many trees. Padded on the
-    right.
+    """min_length, max_length: exclusive bounds on tokens; balanced: as many trees of each value; train, validation,
+    test: how many trees. Padded on the right.
     """
 
-    def __init__(self, *, min_length: int, max_length: int, train: int, validation: int, test: int, **common: int):
+    def __init__(
+        self,
+        *,
+        min_length: int,
+        max_length: int,
+        balanced: bool,
+        train: int,
+        validation: int,
+        test: int,
+        **common: int,
+    ):
         super().__init__(**common)
+        self.balanced = balanced
         self.bounds, self.sizes = (min_length, max_length), {"train": train, "validation": validation, "test": test}
         self._trees: dict[str, list[tuple[bytes, int]]] = {}
 
     def trees(self, split: str) -> list[tuple[bytes, int]]:
         if not self._trees:
-            taken: set[bytes] = set()  # shared, so that no tree is in two splits
-            for kind in ("test", "validation", "train"):
-                self._trees[kind] = listops(self.sizes[kind], *self.bounds, seed_of("listops", self.seed, kind), taken)
+            at_least(1, **self.sizes)
+            sizes = {kind: self.sizes[kind] for kind in ("test", "validation", "train")}
+            low, high = self.bounds
+            facts = {"min_length": low, "max_length": high, "balanced": self.balanced, "seed": self.seed}
+            tokens, lengths, values = cached(forest, sizes=sizes, **facts)
+            texts = iter(zip(tokens.split(lengths.tolist()), values.tolist(), strict=True))
+            for kind, n in sizes.items():
+                self._trees[kind] = [(bytes(text.numpy()), value) for text, value in islice(texts, n)]
         return self._trees[split]
 
     def generate(self, split: str) -> list[Segment]:

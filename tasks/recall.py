@@ -4,7 +4,15 @@ from a power law, in random filler.
 
     tokens   k1 v1 k2 v2 |  .  k2  .   .  k1  .
     targets   .  .  .  . |  .  v2  .   .  v1  .
+
+Two harder variants are our own. Compositional (key_length 2): a key is two tokens, each of which other keys have too.
+Forgetting (rewritten): some keys are written twice, in any order, and the latest value counts.
+
+    tokens   a b v1 a c v2 |  .  .  .  a  b  .        k1 v1 k2 v2 k1 v3 |  k1  .
+    targets  . . .  . . .  |  .  .  .  .  v1 .         .  .  .  .  .  . |  v3  .
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -14,58 +22,89 @@ from tasks.base import IGNORE, Segment, Task, seed_of
 POWER = 0.01  # the exponent of the distances' law: most questions come soon
 
 
-def recall(n: int, length: int, pairs: int, vocabulary: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n examples: tokens and targets (n, length) int64, targets IGNORE except under each question.
+def recall(
+    n: int, length: int, pairs: int, vocabulary: int, seed: int, key_length: int = 1, rewritten: int = 0
+) -> tuple[Tensor, Tensor]:
+    """n examples: tokens and targets (n, length) int64, targets IGNORE except under each question's last token.
 
-    Keys are the tokens 1 ... vocabulary / 2 - 1, values the upper half; filler is any token. Raises ValueError where
-    the pairs do not fit.
+    Keys are of the tokens 1 ... vocabulary / 2 - 1, values the upper half; filler is any token. `rewritten` of the keys
+    are written twice. Raises ValueError where the pairs do not fit.
     """
-    half = vocabulary // 2
-    room = (length - 2 * pairs) // 2
-    if pairs < 1 or pairs > half - 1 or pairs > vocabulary - half:
+    half, stride, writes = vocabulary // 2, key_length + 1, pairs + rewritten
+    room = (length - stride * writes) // stride
+    if pairs < 1 or pairs > half - 1 or writes > vocabulary - half:
         raise ValueError(f"pairs={pairs} need as many keys and values: raise vocabulary={vocabulary} or ask for fewer")
     if room < pairs:
-        raise ValueError(f"length={length} has no room for {pairs} pairs and their questions: make it {4 * pairs}")
+        least = stride * (writes + pairs)
+        raise ValueError(f"length={length} has no room for {pairs} pairs and their questions: make it {least}")
+    if key_length < 1 or not 0 <= rewritten <= pairs:
+        raise ValueError(f"key_length={key_length} must be 1 or more, and rewritten={rewritten} at most pairs={pairs}")
     generator = torch.Generator().manual_seed(seed)
-    keys = 1 + torch.rand(n, half - 1, generator=generator).argsort(1)[:, :pairs]
-    values = half + torch.rand(n, vocabulary - half, generator=generator).argsort(1)[:, :pairs]
+    # a key is `key_length` digits of a number, in a base that is as small as leaves half of the numbers unused
+    base = half - 1 if key_length == 1 else min(half - 1, math.ceil((2 * pairs) ** (1 / key_length)))
+    numbers = torch.rand(n, base**key_length, generator=generator).argsort(1)[:, :pairs]
+    keys = 1 + torch.stack([numbers // base**i % base for i in range(key_length)], 2)  # (n, pairs, key_length)
+    values = half + torch.rand(n, vocabulary - half, generator=generator).argsort(1)[:, :writes]
     tokens = torch.randint(vocabulary, (n, length), generator=generator)
-    tokens[:, 0 : 2 * pairs : 2], tokens[:, 1 : 2 * pairs : 2] = keys, values
+    owner, latest = torch.arange(writes).fmod(pairs).expand(n, writes), values
+    if rewritten:
+        owner = owner.gather(1, torch.rand(n, writes, generator=generator).argsort(1))
+        places = torch.zeros(n, pairs, dtype=torch.int64)
+        latest = values.gather(1, places.scatter_reduce(1, owner, torch.arange(writes).expand(n, writes), "amax"))
+    written = torch.cat([keys[torch.arange(n)[:, None], owner], values[..., None]], 2)
+    tokens[:, : stride * writes] = written.flatten(1)
     # without replacement, the gap g with weight g^(a - 1): the largest of weight-scaled exponentials (Gumbel's trick)
     weight = (POWER - 1) * torch.arange(1, room + 1, dtype=torch.float64).log()
     gumbel = -torch.log(-torch.log(torch.rand(n, room, generator=generator, dtype=torch.float64)))
-    places = 2 * pairs + 2 * (weight + gumbel).topk(pairs, 1).indices
+    places = stride * writes + stride * (weight + gumbel).topk(pairs, 1).indices
     targets = torch.full((n, length), IGNORE)
-    tokens.scatter_(1, places, keys)
-    targets.scatter_(1, places, values)
+    for i in range(key_length):
+        tokens.scatter_(1, places + i, keys[..., i])
+    targets.scatter_(1, places + key_length - 1, latest)
     return tokens, targets
 
 
 class Recall(Task):
-    """train, validation, test: lists of {length, pairs, n}; each entry of test is a slice."""
+    """train, validation, test: lists of {length, pairs, n}; each entry of test is a slice. key_length: tokens of a key;
+    rewritten: the share of keys that are written twice.
+    """
 
-    def __init__(self, *, vocabulary: int, train: list, validation: list, test: list, **common: int):
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        key_length: int,
+        rewritten: float,
+        train: list,
+        validation: list,
+        test: list,
+        **common: int,
+    ):
         super().__init__(**common)
         self.vocabulary, self.sizes = vocabulary, {"train": train, "validation": validation, "test": test}
+        self.key_length, self.rewritten = key_length, rewritten
 
     def generate(self, split: str) -> list[Segment]:
         made = []
         for i, size in enumerate(self.sizes[split]):
             length, pairs = size["length"], size["pairs"]
             seed = seed_of("recall", self.seed, split, i)
-            tokens, targets = recall(size["n"], length, pairs, self.vocabulary, seed)
+            more = {"key_length": self.key_length, "rewritten": round(self.rewritten * pairs)}
+            tokens, targets = recall(size["n"], length, pairs, self.vocabulary, seed, **more)
             values = {"length": length, "pairs": pairs}
             made.append(Segment(f"length {length}, {pairs} pairs", tokens, targets, values=values))
         return made
 
     def baselines(self) -> dict[str, float]:
-        """chance: any value; value in sight: the value of a random pair of the example, as if keys were not read."""
-        right = asked = 0
+        """chance: any value; in sight: the value of a random pair of the example, as if keys were not read; and where
+        keys are written twice, the first value of each."""
+        asked = sight = first = 0.0
         for segment in self.segments("test"):
             pairs = int(segment.values["pairs"])
-            right += len(
-                segment
-            )  # of an example's `pairs` questions each value answers one: 1 / pairs of them are right
+            twice = round(self.rewritten * pairs)
             asked += len(segment) * pairs
+            sight += len(segment) * pairs / (pairs + twice)  # each value that is asked for is one of those in sight
+            first += len(segment) * (pairs - twice)
         values = self.vocabulary - self.vocabulary // 2
-        return {"chance": 1 / values, "a value in sight": right / asked}
+        scores = {"chance": 1 / values, "a value in sight": sight / asked}
+        return scores | ({"the key's first value": first / asked} if self.rewritten else {})

@@ -1,6 +1,9 @@
+import os
+
 import torch
 
 torch.set_num_threads(1)
+os.environ["SEQMIX_CACHE"] = ""  # what a test generates is its own
 
 
 def pytest_configure(config):

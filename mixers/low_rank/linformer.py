@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers.base import Mixer, State
-from mixers.layers import heads, merge, per_head
+from mixers.layers import at_most, heads, merge, per_head
 
 
 class Linformer(Mixer):
@@ -27,11 +27,7 @@ class Linformer(Mixer):
 
     def forward(self, x: Tensor, state: State = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
         T = x.shape[1]
-        if T > self.max_length:
-            raise ValueError(
-                f"linformer was built for max_length={self.max_length} and got {T} steps: raise task.max_length, "
-                "or shorten the sequence"
-            )
+        at_most(self, T)
         q, k, v = (heads(z, self.n_heads) for z in self.qkv(x).chunk(3, -1))
         if mask is not None:
             k, v = (z * mask[:, None, :, None] for z in (k, v))

@@ -6,13 +6,17 @@ Short filters are summed directly; long ones go through the FFT (Gu et al., 2021
 section 2.4).
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fft import irfft, rfft
 
 from mixers.ops.precision import exact, wide
 
 DIRECT = 16  # up to this many taps a direct sum is faster than two transforms
+AT_ONCE = 2**20  # numbers that are transformed at once: what is in work should stay in the cache
 
 
 def causal_conv_definition(x, h, state=None):
@@ -45,11 +49,42 @@ def causal_conv(x: Tensor, h: Tensor, state: Tensor | None = None) -> tuple[Tens
         for l in range(1, taps):
             y = y + h[:, l] * seen[:, taps - 1 - l : taps - 1 - l + T]
         return y, last
-    dtype = wide(x.dtype)
-    n = smooth(seen.shape[1] + taps - 1)
-    spectrum = torch.fft.rfft(seen.to(dtype), n, dim=1) * torch.fft.rfft(h.to(dtype), n, dim=1).mT
-    y = torch.fft.irfft(spectrum, n, dim=1)[:, seen.shape[1] - T : seen.shape[1]]
-    return y.to(x.dtype), last
+    if T == 1:  # one sum needs no transform
+        dtype = wide(x.dtype)
+        return (seen.to(dtype) * h.to(dtype).mT.flip(0)).sum(1, keepdim=True).to(x.dtype), last
+    y = _Transformed.apply(seen.to(wide(x.dtype)), h.to(wide(x.dtype)))
+    return y[:, seen.shape[1] - T :].to(x.dtype), last
+
+
+class _Transformed(torch.autograd.Function):
+    """x (B, S, D) and h (D, L) in one dtype -> y (B, S, D), a few channels at a time; spectra are computed again in the
+    backward pass, where dx and dh are correlations: products with conjugate spectra.
+    """
+
+    @staticmethod
+    def forward(ctx, x, h):
+        ctx.save_for_backward(x, h)
+        out = [irfft(X * H, n)[..., : x.shape[1]] for X, H, n in spectra(x.mT, h)]
+        return torch.cat(out, 1).mT
+
+    @staticmethod
+    def backward(ctx, dy):
+        if torch.is_grad_enabled():
+            raise RuntimeError("the gradient of causal_conv cannot be differentiated: drop create_graph=True")
+        x, h = ctx.saved_tensors
+        dx, dh = [], []
+        for (X, H, n), (dY, _, _) in zip(spectra(x.mT, h), spectra(dy.mT, h), strict=True):
+            dx.append(irfft(dY * H.conj(), n)[..., : x.shape[1]])
+            dh.append(irfft((dY * X.conj()).sum(0), n)[..., : h.shape[1]])
+        return torch.cat(dx, 1).mT, torch.cat(dh, 0)
+
+
+def spectra(x: Tensor, h: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """x (B, D, S), h (D, L), a few channels at a time: their spectra at a length that they cannot wrap around."""
+    n = smooth(x.shape[2] + h.shape[1] - 1)
+    channels = max(1, AT_ONCE // (n * x.shape[0]))
+    for x_, h_ in zip(x.split(channels, 1), h.split(channels, 0), strict=True):
+        yield rfft(x_.contiguous(), n), rfft(h_, n), n
 
 
 def smooth(n: int) -> int:

@@ -103,13 +103,14 @@ class _Walk(torch.autograd.Function):
     def forward(ctx, recurrence, groups, size, state, *xs):
         S, T = state.unflatten(1, groups), xs[-1].shape[2]
         starts, out = [], []
-        for start in range(0, T, SEGMENT):
+        step = T if state.is_meta else SEGMENT  # what is not computed needs no cache, and fewer calls take less time
+        for start in range(0, T, step):
             starts.append(S)
-            stop = min(start + SEGMENT, T)
+            stop = min(start + step, T)
             o, S = recurrence.forward(S, *(part(x, start, stop, size, groups) for x in xs))
             out.append(whole(o, stop - start).to(xs[-1].dtype))
         ctx.save_for_backward(*starts, *xs)
-        ctx.recurrence, ctx.groups, ctx.size, ctx.segment = recurrence, groups, size, SEGMENT
+        ctx.recurrence, ctx.groups, ctx.size, ctx.segment = recurrence, groups, size, step
         return torch.cat(out, 2), S.flatten(1, 2)
 
     @staticmethod

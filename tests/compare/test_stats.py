@@ -8,6 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from compare import stats
+from compare.tables import Row, verdict
 
 VALUES = [0.91, 0.85, 0.97, 0.88, 0.9]
 
@@ -102,3 +103,75 @@ def test_seeds_needed_says_when_it_cannot_say(differences):
 
 def test_a_huge_gap_needs_few_seeds():
     assert stats.seeds_needed([99.0, 100.0, 101.0]) == 3
+
+
+def test_steps_to_a_threshold_are_the_first_there():
+    curve = [(100, 0.2), (200, 0.95), (300, 0.5)]
+    assert stats.steps_to(curve, 0.9, True) == 200
+    assert stats.steps_to(curve, 0.99, True) is None
+    assert stats.steps_to(curve, 0.5, False) == 100
+    assert stats.steps_to([], 0.9, True) is None
+
+
+# -- calibration: what is claimed about chance, held against chance ----------------------------------------------------
+
+TRIALS = 2000
+SLACK = 3 * math.sqrt(0.05 * 0.95 / TRIALS)  # three standard errors of a share of 5 %
+
+
+def simulated(n, gap=0.0, seed=0):
+    """Differences at n seeds between two mixers that share what a seed brings, of which the first is `gap` better."""
+    rng = np.random.default_rng((n, seed))
+    shared, a, b = rng.normal(0, 3, (TRIALS, n)), rng.normal(gap, 1, (TRIALS, n)), rng.normal(0, 1, (TRIALS, n))
+    return ((shared + a) - (shared + b)).tolist()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(stats, "seeds_needed", lambda *_, **__: None)  # slow, and no part of the test
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_equal_mixers_differ_in_one_comparison_of_twenty(n, quick):
+    found = [stats.paired(d) for d in simulated(n)]
+    assert abs(np.mean([p.p < 0.05 for p in found]) - 0.05) <= SLACK
+    assert abs(np.mean([p.interval[0] <= 0 <= p.interval[1] for p in found]) - 0.95) <= SLACK
+    if n >= stats.SIGN_FLIP:
+        assert np.mean([p.sign_flip < 0.05 for p in found]) <= 0.05 + SLACK
+
+
+@pytest.mark.parametrize(("n", "gap"), [(3, 6.0), (5, 2.5), (10, 1.5)])
+def test_a_known_gap_is_found_as_often_as_it_should_be(n, gap, quick):
+    found = [stats.paired(d) for d in simulated(n, gap)]
+    expected = power(gap / math.sqrt(2), n)
+    assert 0.5 < expected < 0.99
+    assert abs(np.mean([p.p < 0.05 for p in found]) - expected) <= 3 * 0.5 / math.sqrt(TRIALS)
+    covered = np.mean([p.interval[0] <= gap <= p.interval[1] for p in found])
+    assert abs(covered - 0.95) <= SLACK
+
+
+def test_so_many_seeds_as_are_said_to_be_needed_do_resolve_the_gap(quick, monkeypatch):
+    monkeypatch.undo()
+    pilot = [1.0 + d for d in (-1.5, -0.5, 0.0, 0.5, 1.5)]
+    n = stats.seeds_needed(pilot)
+    rng = np.random.default_rng(1)
+    draws = rng.normal(np.mean(pilot), np.std(pilot, ddof=1), (TRIALS, n))
+    found = np.mean([scipy_stats.ttest_1samp(d, 0).pvalue < 0.05 for d in draws])
+    assert found >= 0.8 - SLACK * 2
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_among_equal_mixers_a_winner_is_rare(n, quick):
+    rng = np.random.default_rng(n)
+    wins = 0
+    for trial in rng.normal(0.5, 0.1, (TRIALS // 4, 4, n)):
+        rows = [Row(str(i), str(i), [], dict(enumerate(scores))) for i, scores in enumerate(trial.tolist())]
+        wins += " wins: " in verdict(rows, higher=True)
+    assert wins / (TRIALS // 4) <= 0.05
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_the_interval_of_a_count_covers(share):
+    counts = np.random.default_rng(0).binomial(5, share, TRIALS)
+    ends = {k: stats.count_interval(k, 5) for k in range(6)}
+    assert np.mean([ends[k][0] <= share <= ends[k][1] for k in counts]) >= 0.95

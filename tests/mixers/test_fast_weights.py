@@ -165,3 +165,49 @@ def test_delta_product_of_one_step_is_gated_delta_net():
     gate = torch.stack(split(F.silu(product.gate(x))), 1)
     expected = product.out(torch.cat(list((rms(product.norm, o) * gate).unbind(1)), -1))
     torch.testing.assert_close(product(x)[0], expected)
+
+
+def test_fwp():
+    def phi(x):
+        r = torch.cat([x, -x], -1).clamp(min=0)
+        n = r.shape[-1]
+        f = torch.stack([r[..., i] * r[..., (i + j) % n] for j in (1, 2, 3) for i in range(n)], -1)
+        return f / (f.sum(-1, keepdim=True) + 1e-6)
+
+    def plain(m, x):
+        beta, heads = m.beta(x).sigmoid(), []
+        for h, (q, k, v) in enumerate(zip(*(split(z) for z in m.qkv(x).split([8, 8, 16], -1)), strict=True)):
+            q, k, b = phi(q), phi(k), beta[..., h : h + 1]
+            o = walk(
+                q, k, v, lambda t, S, k=k, b=b: erase(k[:, t], b[:, t] * k[:, t], S), lambda t, v, b=b: b[:, t] * v
+            )
+            heads.append(o * q.shape[-1] ** 0.5)  # there is no scale
+        return m.out(torch.cat(heads, -1))
+
+    agrees(make("fwp", d_key=4), plain)
+
+
+def test_rwkv7():
+    def plain(m, x):
+        past = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+        z_r, z_w, z_k, z_v, z_a, z_g = (x + mu * (past - x) for mu in m.mu)
+        w = (-0.6065306597126334 * (m.w_0 + torch.tanh(z_w @ m.W_1) @ m.W_2).sigmoid()).exp()
+        a = (m.a_0 + z_a @ m.A_1 @ m.A_2).sigmoid()
+        k, gate = m.k(z_k), (z_g @ m.G_1).sigmoid() @ m.G_2
+        r, v, write = split(m.r(z_r)), split(m.v(z_v)), split(k * (1 + (a - 1) * m.alpha))
+        kappa, w, a = [unit(z) for z in split(k * m.xi)], split(w), split(a)
+        heads = []
+        for h in range(HEADS):
+            S, rows = torch.zeros(len(x), 8, 8, dtype=x.dtype), []
+            for t in range(x.shape[1]):
+                read = torch.einsum("bk,bkv->bv", kappa[h][:, t], S)
+                S = w[h][:, t, :, None] * S - (a[h] * kappa[h])[:, t, :, None] * read[:, None]
+                S = S + write[h][:, t, :, None] * v[h][:, t, None]
+                rows.append(torch.einsum("bk,bkv->bv", r[h][:, t], S))
+            o = torch.stack(rows, 1)
+            o = (o - o.mean(-1, keepdim=True)) / (o.var(-1, unbiased=False, keepdim=True) + 8e-5).sqrt()
+            o = o * split(m.norm.weight)[h] + split(m.norm.bias)[h]
+            heads.append(o + (r[h] * m.rho[h] * write[h]).sum(-1, keepdim=True) * v[h])
+        return m.out(torch.cat(heads, -1) * gate)
+
+    agrees(make("rwkv7", layer=1, n_layers=3), plain)

@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from plain import HEADS, agrees, attend, make, rms, rotate, split
+from plain import HEADS, agrees, attend, conv, make, rms, rotate, split, unit
 
 
 def parts(m, x):
@@ -80,3 +80,94 @@ def test_mla():
         return m.out(torch.cat(heads, -1))
 
     agrees(make("mla", d_latent=6, d_rope=4), plain)
+
+
+def test_moba():
+    def plain(m, x):
+        heads, block = [], 4
+        for q, k, v in zip(*parts(m, x), strict=True):
+            q, k, rows = rotate(q), rotate(k), []
+            for i in range(x.shape[1]):
+                scores = [(q[:, i] * k[:, n * block : (n + 1) * block].mean(1)).sum(-1) for n in range(i // block)]
+                allowed = torch.zeros(len(x), i + 1, dtype=torch.bool)
+                allowed[:, i // block * block :] = True
+                if scores:
+                    best = torch.stack(scores, -1).topk(min(1, len(scores)), -1).indices
+                    for b in range(len(x)):
+                        for n in best[b].tolist():
+                            allowed[b, n * block : (n + 1) * block] = True
+                logits = torch.einsum("bd,bjd->bj", q[:, i], k[:, : i + 1]) * q.shape[-1] ** -0.5
+                w = logits.masked_fill(~allowed, -math.inf).softmax(-1)
+                rows.append(torch.einsum("bj,bjd->bd", w, v[:, : i + 1]))
+            heads.append(torch.stack(rows, 1))
+        return m.out(torch.cat(heads, -1))
+
+    agrees(make("moba", block=4, top=2), plain)
+
+
+def test_nsa():
+    block, top, window = 4, 3, 5
+
+    def plain(m, x):
+        T, qs = x.shape[1], [rotate(q) for q in split(m.q(x))]
+        kc, vc, ks, vs, kw, vw = m.kv(x).chunk(6, -1)
+        kc, ks, kw = rotate(kc), rotate(ks), rotate(kw)
+        of_k, of_v = m.place.softmax(-1)
+        n = T // block
+        summary_k = torch.stack(
+            [torch.einsum("p,bpd->bd", of_k, kc[:, c * block : (c + 1) * block]) for c in range(n)], 1
+        )
+        summary_v = torch.stack(
+            [torch.einsum("p,bpd->bd", of_v, vc[:, c * block : (c + 1) * block]) for c in range(n)], 1
+        )
+        gates = m.gate(x).sigmoid().unflatten(-1, (HEADS, 3))
+        rows = [[] for _ in qs]
+        for i in range(T):
+            done, own = (i + 1) // block, i // block
+            weights, o_c = [], []
+            for q in qs:
+                if not done:
+                    weights.append(None)
+                    o_c.append(torch.zeros_like(q[:, 0]))
+                    continue
+                w = (torch.einsum("bd,bcd->bc", q[:, i], summary_k[:, :done]) * q.shape[-1] ** -0.5).softmax(-1)
+                weights.append(w)
+                o_c.append(torch.einsum("bc,bcd->bd", w, summary_v[:, :done]))
+            allowed = torch.zeros(len(x), i + 1, dtype=torch.bool)
+            allowed[:, own * block :] = True
+            if own:
+                shared = sum(weights)[:, :own].clone()
+                shared[:, 0] = math.inf
+                for b in range(len(x)):
+                    for c in shared[b].topk(min(top - 1, own)).indices.tolist():
+                        allowed[b, c * block : (c + 1) * block] = True
+            near = torch.zeros(i + 1, dtype=torch.bool)
+            near[max(0, i - window + 1) :] = True
+            for h, q in enumerate(qs):
+                o = gates[:, i, h, :1] * o_c[h]
+                for g, k, v, seen in ((1, ks, vs, allowed), (2, kw, vw, near.expand_as(allowed))):
+                    logits = torch.einsum("bd,bjd->bj", q[:, i], k[:, : i + 1]) * q.shape[-1] ** -0.5
+                    w = logits.masked_fill(~seen, -math.inf).softmax(-1)
+                    o = o + gates[:, i, h, g, None] * torch.einsum("bj,bjd->bd", w, v[:, : i + 1])
+                rows[h].append(o)
+        return m.out(torch.cat([torch.stack(row, 1) for row in rows], -1))
+
+    agrees(make("nsa", block=block, top=top, window=window), plain)
+
+
+def test_path():
+    def plain(m, x):
+        qkv, w, beta = parts(m, x), split(F.silu(conv(m.conv, m.w(x)))), 2 * m.beta(x).sigmoid()
+        heads = []
+        for h, (q, k, v) in enumerate(zip(*qkv, strict=True)):
+            u, keys, rows = unit(w[h]), [], []
+            for i in range(x.shape[1]):
+                # every earlier key goes through the reflection of this step
+                keys = [z - beta[:, i, h, None] * u[:, i] * (u[:, i] * z).sum(-1, keepdim=True) for z in keys]
+                keys.append(k[:, i])
+                logits = torch.stack([(q[:, i] * z).sum(-1) for z in keys], -1) * q.shape[-1] ** -0.5
+                rows.append(torch.einsum("bj,bjd->bd", logits.softmax(-1), v[:, : i + 1]))
+            heads.append(torch.stack(rows, 1))
+        return m.out(torch.cat(heads, -1))
+
+    agrees(make("path"), plain)

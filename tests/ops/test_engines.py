@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mixers.ops import engines
+from mixers.ops.dplr import dplr
 from mixers.ops.gated_delta import gated_delta
 from mixers.ops.linear_attention import linear_attention
 from mixers.ops.native import build
@@ -149,6 +150,12 @@ def test_what_the_kernels_do_not_take_goes_to_torch():
         linear_attention(q[..., :3], k, v)
     with pytest.raises(RuntimeError, match="(must match|Expected size)"):
         scan(torch.rand(2, 5, 3), torch.rand(2, 5, 4))
+
+
+def test_an_op_without_a_kernel_is_served_by_torch_and_recorded_so():
+    q, k, v = heads()
+    dplr(q, k, v, k / 9, q / 9)
+    assert engines.choice("cpu").name == "native" and engines.ran == {"dplr": {"torch"}}
 
 
 def calls():

@@ -1,10 +1,11 @@
-"""scan, selective_scan, causal_conv and attention: engine against definition, every gradient, every cut."""
+"""scan, selective_scan, causal_conv, diagonal and attention: engine against definition, every gradient, every cut."""
 
 import pytest
 import torch
 
 from mixers.ops import attention as attend
 from mixers.ops import causal_conv as conv
+from mixers.ops import diagonal as diagonals
 from mixers.ops import engines
 from mixers.ops import scan as scans
 from mixers.ops import selective_scan as selective
@@ -20,6 +21,7 @@ LENGTHS = [1, C - 1, C, C + 1, 3 * C + 7]
 def small(monkeypatch):
     monkeypatch.setattr(scans, "CHUNK", C)
     monkeypatch.setattr(attend, "BLOCK", C)
+    monkeypatch.setattr(diagonals, "SEGMENT", C)
 
 
 @pytest.fixture
@@ -172,6 +174,27 @@ def test_causal_conv_obeys_the_law(taps):
             pieces.append(y)
         torch.testing.assert_close(torch.cat(pieces, 1), whole)
         torch.testing.assert_close(state, last)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("T", [*LENGTHS, 100])
+def test_diagonal(T, dtype):
+    torch.manual_seed(0)
+    a, c, h = (torch.randn(*shape, dtype=dtype) for shape in ((3, 2), (3, 2), (2, 3, 2)))
+    a = torch.complex(-a.real.abs(), 9 * a.imag) if a.is_complex() else -a.abs()
+    a[0] = -1e4  # everything is forgotten at once
+    x = torch.randn(2, T, 3, dtype=c.real.dtype if c.is_complex() else dtype)
+    for inputs in ((x, a, c), (x, a, c, h)):
+        assert both(diagonals.diagonal, diagonals.diagonal_definition, inputs) < TOLERANCE[dtype]
+
+
+def test_diagonal_keeps_its_dtypes():
+    a, x = -torch.rand(3, 2), torch.randn(2, 37, 3).bfloat16()
+    for rates, expected in ((a, torch.float32), (torch.complex(a, a), torch.complex64)):
+        y, h = diagonals.diagonal(x, rates, rates)
+        assert (y.dtype, h.dtype) == (torch.bfloat16, expected)
+        y, h = diagonals.diagonal(x[:0], rates, rates)
+        assert y.shape == (0, 37, 3) and h.shape == (0, 3, 2)
 
 
 KINDS = {

@@ -5,6 +5,7 @@ import torch
 
 from mixers.ops.attention import attention
 from mixers.ops.causal_conv import causal_conv
+from mixers.ops.diagonal import diagonal
 from mixers.ops.dplr import dplr
 from mixers.ops.gated_delta import gated_delta
 from mixers.ops.linear_attention import linear_attention
@@ -36,6 +37,7 @@ def cases(batch=B):
         "selective_scan": (selective_scan, (x, dt, -rows(5)[0, :3].abs(), b, c, rows(3)[0, 0])),
         "causal_conv, short": (causal_conv, (x, rows(4)[0, :3])),
         "causal_conv, long": (causal_conv, (x, rows(30)[0, :3])),
+        "diagonal": (diagonal, (x, -rows(5)[0, :3].abs(), rows(5)[0, :3])),
         "attention": (attention, (q, k, v)),
         "attention, window": (lambda q, k, v: attention(q, k, v, window=8), (q, k, v)),
     }

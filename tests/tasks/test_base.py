@@ -6,8 +6,10 @@ import random
 import pytest
 import torch
 
+from tasks.associative_retrieval import AssociativeRetrieval
 from tasks.base import SPLITS, Batches, InOrder, Segment, digest, seed_of
 from tasks.code import Code
+from tasks.code_retrieval import CodeRetrieval
 from tasks.compression import Compression
 from tasks.copying import Copying
 from tasks.dyck import Dyck
@@ -20,6 +22,8 @@ from tasks.memorization import Memorization
 from tasks.modular_arithmetic import ModularArithmetic
 from tasks.noisy_recall import NoisyRecall
 from tasks.parity import Parity
+from tasks.passkey import Passkey
+from tasks.pathfinder import Pathfinder
 from tasks.permutation import Permutation
 from tasks.recall import Recall
 from tasks.selective_copying import SelectiveCopying
@@ -28,17 +32,34 @@ from tasks.selective_copying import SelectiveCopying
 def recall(seed=0, order_seed=0, batch_size=4, **more):
     size = {"length": 16, "pairs": 3}
     splits = {"train": [size | {"n": 16}, size | {"n": 9}], "validation": [size | {"n": 5}], "test": [size | {"n": 7}]}
-    return Recall(vocabulary=64, seed=seed, order_seed=order_seed, batch_size=batch_size, **splits | more)
+    return Recall(
+        vocabulary=64,
+        key_length=1,
+        rewritten=0.0,
+        seed=seed,
+        order_seed=order_seed,
+        batch_size=batch_size,
+        **splits | more,
+    )
 
 
 def listops(seed=0, order_seed=0, batch_size=4):
     common = {"seed": seed, "order_seed": order_seed, "batch_size": batch_size}
-    return ListOps(min_length=4, max_length=40, train=60, validation=20, test=20, **common)
+    return ListOps(min_length=4, max_length=40, balanced=False, train=60, validation=20, test=20, **common)
 
 
 def code(seed=0, order_seed=0, batch_size=4):
     common = {"seed": seed, "order_seed": order_seed, "batch_size": batch_size}
     return Code(root=None, length=32, packing=None, train=30, validation=10, test=10, **common)
+
+
+def counted(task, **knobs):
+    """A maker of a task whose splits are numbers of examples."""
+
+    def make(seed=0, order_seed=0, batch_size=4):
+        return task(seed=seed, order_seed=order_seed, batch_size=batch_size, train=30, validation=10, test=10, **knobs)
+
+    return make
 
 
 def sized(task, size, **knobs):
@@ -68,6 +89,11 @@ TASKS = {
     "fuzzy_recall": sized(FuzzyRecall, {"length": 40, "motif": 3}, vocabulary=16),
     "noisy_recall": sized(NoisyRecall, {"length": 40, "noise": 0.2}, vocabulary=32, noise_vocabulary=16),
     "memorization": sized(Memorization, {"length": 40}, vocabulary=64),
+    "associative_retrieval": sized(AssociativeRetrieval, {"keys": 16}, vocabulary=64, replace=False),
+    "associative_update": sized(AssociativeRetrieval, {"keys": 16}, vocabulary=64, replace=True),
+    "passkey": sized(Passkey, {"length": 160}),
+    "pathfinder": counted(Pathfinder, size=32),
+    "code_retrieval": counted(CodeRetrieval, root=None, length=64, level="directory"),
     "compression": sized(Compression, {"length": 33}, symbols=15, places=16),
 }
 
@@ -98,7 +124,7 @@ def test_segments_are_what_the_learner_expects(make):
     task = make()
     for split in SPLITS:
         for segment in task.segments(split):
-            assert segment.tokens.dtype == segment.targets.dtype == torch.int64
+            assert segment.batch(slice(2))[0].dtype == segment.targets.dtype == torch.int64
             assert len(segment) == len(segment.targets) and segment.values
     assert next(iter(task.baselines())) == "chance"
 

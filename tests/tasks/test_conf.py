@@ -16,9 +16,12 @@ def composed(name, *overrides):
         return compose("train", [f"task={name}", "seed=3", *overrides]).task
 
 
-def tiny(name):
+def tiny(name, local):
     """The task with four examples of each of its sizes, as a user would override it."""
     overrides = ["task.data.batch_size=4"]
+    for key, value in local.items():
+        text = "null" if value is None else str(value).replace(" ", "").replace("'", "")
+        overrides.append(f"task.data.{key}={text}")
     for split in SPLITS:
         sizes = composed(name).data[split]
         if not isinstance(sizes, int):
@@ -31,15 +34,15 @@ def tiny(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_facts_are_those_of_the_data(name):
-    facts = tiny(name)
+def test_the_facts_are_those_of_the_data(name, local):
+    facts = tiny(name, local(name))
     task: Task = instantiate(facts.data)
     assert (facts.name, task.order_seed, task.metric) == (name, 3, facts.metric)
     longest = {split: max(s.tokens.shape[-1] for s in task.segments(split)) for split in SPLITS}
     assert longest["train"] == facts.length and max(longest.values()) == facts.max_length
     for split in SPLITS:
         for segment in task.segments(split):
-            assert 0 <= segment.tokens.min() and segment.tokens.max() < facts.n_inputs
+            assert 0 <= segment.tokens.min() and int(segment.tokens.max()) < facts.n_inputs
             scored = segment.targets[segment.targets != IGNORE]
             assert len(scored) and 0 <= scored.min() and scored.max() < facts.n_outputs
             assert (segment.targets.dim() == 1) == (facts.pool != "none")

@@ -53,8 +53,8 @@ def test_examples_as_text():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["show", "paritty"], "unknown task 'paritty', did you mean parity? there are: code, "),
-        (["show", "zzzz"], "unknown task 'zzzz'; there are: code, "),
+        (["show", "paritty"], "unknown task 'paritty', did you mean parity? there are: associative_retrieval, "),
+        (["show", "zzzz"], "unknown task 'zzzz'; there are: associative_retrieval, "),
         (["show", "parity", "task.data.sed=1"], "task.data.sed"),
         (["show", "parity", "task.data.test=[{length: 0, n: 1}]"], "length=0 is too small: make it 1 or more"),
         (["show", "parity", "task.data.test=[{lenth: 8, n: 1}]"], "task.data.test has the size {'lenth': 8, 'n': 1}"),

@@ -1,0 +1,94 @@
+"""What is generated once is kept: whole, under its own key, whatever else runs at the same time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks import base, pathfinder
+from tasks.base import cached
+
+ROOT = Path(__file__).parents[2]
+PROCESS = """
+import torch
+from tasks.base import cached, digest
+from tasks.pathfinder import pathfinder
+images, labels, *_ = cached(pathfinder, n=40, size=32, seed=5)
+print(images.sum().item(), labels.sum().item())
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEQMIX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def calls(monkeypatch):
+    """A list that grows with every image that is really drawn."""
+    drawn, draw = [], pathfinder.draw
+    monkeypatch.setattr(pathfinder, "draw", lambda n, *rest: drawn.append(n) or draw(n, *rest))
+    return drawn
+
+
+def made(n=3, seed=0):
+    return cached(pathfinder.pathfinder, n=n, size=32, seed=seed)
+
+
+def test_the_second_time_nothing_is_drawn(place, monkeypatch):
+    drawn = calls(monkeypatch)
+    first, second = made(), made()
+    assert drawn == [3] and len(list(place.iterdir())) == 1
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    made(seed=1)
+    made(n=4)
+    assert drawn == [3, 3, 4] and len(list(place.iterdir())) == 3
+
+
+def test_other_code_is_another_key(place, monkeypatch):
+    drawn = calls(monkeypatch)
+    made()
+    monkeypatch.setattr(base.inspect, "getsource", lambda module: "another version")
+    made()
+    assert drawn == [3, 3] and len(list(place.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-1] + b"?", lambda b: b[:9]]
+)
+def test_a_damaged_file_is_made_again(place, monkeypatch, damage):
+    drawn, first = calls(monkeypatch), made()
+    (file,) = place.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    second = made()
+    assert drawn == [3, 3] and [p.name for p in place.iterdir()] == [file.name]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    made()
+    assert drawn == [3, 3]
+
+
+def test_processes_that_begin_together_agree(place):
+    environment = os.environ | {"SEQMIX_CACHE": str(place), "OMP_NUM_THREADS": "1"}
+    start = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", PROCESS], **start) for _ in range(3)]
+    ended = [process.communicate(timeout=120) for process in processes]
+    assert all(process.returncode == 0 for process in processes), ended
+    assert len({out for out, _ in ended}) == 1
+    images, labels, *_ = cached(pathfinder.pathfinder, n=40, size=32, seed=5)
+    assert ended[0][0].split() == [str(images.sum().item()), str(labels.sum().item())]
+    assert [p.suffix for p in place.iterdir()] == [".pt"]  # one whole file, nothing left over
+
+
+def test_off_and_unwritable_places_only_cost_time(tmp_path, monkeypatch):
+    drawn = calls(monkeypatch)
+    monkeypatch.setenv("SEQMIX_CACHE", "")
+    made()
+    (tmp_path / "file").write_text("not a directory")
+    monkeypatch.setenv("SEQMIX_CACHE", str(tmp_path / "file"))
+    made()
+    made()
+    assert drawn == [3, 3, 3]
