@@ -39,6 +39,7 @@ REQUIRED = {
 MEASURED = {
     "data": dict,
     "engine": str,
+    "engine_details": dict,
     "metric": dict,
     "baselines": dict,
     "parameters": dict,
@@ -53,6 +54,7 @@ MEASURED = {
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("mixers", "models", "tasks", "compare", "conf", "train.py")
+SUFFIXES = (".py", ".yaml", ".c", ".h")
 
 
 def write(directory: Path, record: dict) -> Path:
@@ -196,7 +198,7 @@ def _source_hash() -> str:
     digest = hashlib.sha256()
     for name in SOURCES:
         top = ROOT / name
-        for path in [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.suffix in (".py", ".yaml")):
+        for path in [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.suffix in SUFFIXES):
             digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 

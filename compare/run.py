@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from omegaconf import DictConfig, OmegaConf
 
 from compare import budget, plan, results, speed
+from mixers.ops import engines
 from models.backbone import LooksAhead
 from models.learner import Diverged, Learner
 
@@ -40,7 +41,10 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
     logging.getLogger("lightning").handlers.clear()  # its own, beside Hydra's, would print each line twice
     torch.set_num_threads(cfg.threads)
     environment = results.environment()
-    record |= {"environment": environment, "code": environment["code"], "engine": "torch", "protocol": {}}
+    on_gpu = torch.cuda.is_available() and cfg.trainer.get("accelerator", "auto") != "cpu"
+    engine = engines.use(cfg.engine, "cuda" if on_gpu else "cpu")
+    engines.ran.clear()
+    record |= {"environment": environment, "code": environment["code"], "engine": engine.name, "protocol": {}}
     L.seed_everything(cfg.seed, verbose=False)
     learner: Learner | None = None
     logger = None
@@ -75,6 +79,8 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
     finally:
         if logger is not None:
             wandb.finish(exit_code=0 if record["outcome"] == "finished" else 1)
+    served = {op: sorted(names) for op, names in sorted(engines.ran.items())}
+    record["engine_details"] = {"why": engine.why, "served": served}
     if learner is not None:
         record["curve"] = learner.curve
         results.replace(directory / "metrics.csv", table(learner.curve))

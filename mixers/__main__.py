@@ -89,6 +89,7 @@ def rows() -> Iterator[tuple[tuple[str, ...], str]]:
 def show(name: str) -> int:
     """What the paper says, what the yaml says, and what is measured."""
     from mixers import registry
+    from mixers.ops import engines
 
     knobs = registry.knobs(name)
     target = registry.target_of(knobs)
@@ -98,7 +99,11 @@ def show(name: str) -> int:
     for key, value in knobs.items():
         if key != "_target_":
             print(f"{key}: {value}")
+    engines.ran.clear()
     parameters, std = measure(registry.factory(name))
+    engine = engines.choice("cpu")
+    served = ", ".join(f"{op} by {' and '.join(sorted(names))}" for op, names in sorted(engines.ran.items()))
+    print(f"engine: {engine.name}, {engine.why}; {served or 'nothing here needs one'}")
     print(f"parameters at d_model={WIDTH}: {parameters:,}")
     print(f"std of the output at initialisation, for an input of std 1: {std:.3g}")
     effects = memory(registry.factory(name, length=SHORT))

@@ -125,6 +125,19 @@ def test_show_says_what_is_written_and_what_is_measured(capsys):
     assert f"parameters at d_model=64: {4 * 64 * 64:,}" in out and "_target_" not in out and " after 300" in out
 
 
+def test_show_says_which_engine_runs_and_why(capsys, monkeypatch):
+    from mixers.ops import engines
+
+    assert main(["show", "gla"]) == 0
+    assert "engine: native, the fastest for cpu; linear_attention by native" in capsys.readouterr().out
+    monkeypatch.setenv("SEQMIX_ENGINE", "fla")
+    engines.choice.cache_clear()
+    assert main(["show", "gla"]) == 2
+    assert "the engine fla is for cuda" in capsys.readouterr().err
+    monkeypatch.undo()
+    engines.choice.cache_clear()
+
+
 def test_check_says_ok_for_every_check_and_direction(capsys):
     assert main(["check", "identity"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -72,6 +72,9 @@ def test_a_run_leaves_its_record(finished):
     result = record(directory)
     assert result["outcome"] == "finished" and result["mixer"] == "gla" and result["seed"] == 0
     assert [s["name"] for s in result["slices"]] and len(result["slices"]) == 2
+    assert result["engine"] == "native" and result["config"]["engine"] == "auto"
+    assert result["engine_details"]["why"] == "the fastest for cpu"
+    assert result["engine_details"]["served"]["linear_attention"] == ["native"]
     assert 0 <= result["test"]["score"] <= 1 and result["parameters"]["total"] > 0
     assert [row["step"] for row in result["curve"]] == [1, 2, 3, 4]
     header = (directory / "metrics.csv").read_text().splitlines()[0].split(",")

@@ -9,7 +9,7 @@ is dplr with a = -k, b = p.
 import torch
 from torch import Tensor
 
-from mixers.ops import chunks
+from mixers.ops import chunks, engines
 from mixers.ops.chunks import Recurrence, kept, shared, walk
 from mixers.ops.decay import add, decay_of
 from mixers.ops.gated_delta import invert
@@ -45,6 +45,9 @@ def dplr(
     last step, in float32 at least. Nothing keeps the state from growing but the caller's a and b. Time and memory are
     linear in T. Its gradient cannot be differentiated again.
     """
+    fused = engines.fused("dplr", q, k, v, a, b, g, state)
+    if fused is not None:
+        return fused(q, k, v, a, b, g, state)
     if v.shape[2] == 1:
         return widened(dplr_definition, v.dtype, q, k, v, a, b, g, state)
     size = chunks.CHUNK if g is None or g.shape[3] == 1 else chunks.CHANNEL_CHUNK

@@ -97,7 +97,7 @@ def fused(op: str, *tensors: Tensor | None) -> Callable[..., Any] | None:
         return None
     name = choice(device).name
     module = None if name == "torch" else kernels(name, op)
-    if module is not None and not module.serves(*tensors):
+    if module is None or not module.serves(*tensors):
         name, module = "torch", None
     ran.setdefault(op, set()).add(name)
     return None if module is None else getattr(module, op)

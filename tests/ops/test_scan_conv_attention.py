@@ -26,6 +26,8 @@ def small(monkeypatch):
 
 @pytest.fixture
 def engine(request):
+    if request.param == "native" and engines.obstacle("native"):
+        pytest.skip(engines.obstacle("native"))
     engines.use(request.param)
     engines.ran.clear()
     yield request.param

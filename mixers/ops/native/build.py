@@ -33,7 +33,9 @@ def library() -> ctypes.CDLL:
             compile_into(path, [file for file in files if file.suffix == ".c"])
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise Unavailable(f"the kernels cannot be kept or loaded ({error}): set SEQMIX_CACHE") from error
+        raise Unavailable(
+            f"the kernels cannot be kept or loaded ({error}): clear the cache, or set SEQMIX_CACHE"
+        ) from error
 
 
 def cache() -> Path:

@@ -82,6 +82,26 @@ def fits(keys: tuple[Tensor, ...], v: Tensor, g: Tensor | None, state: Tensor | 
     return g is None or g.shape in ((B, heads, T, width) for heads in (H, few) for width in (1, K))
 
 
+def step(q: Tensor, k: Tensor, p: Tensor | None, v: Tensor, g: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    """A single token through step.c, and the state after it; what is not dense float32 is made so."""
+    (B, H, _, V), K = v.shape, q.shape[3]
+    heads = (None if x is None else spread_out(x, H) for x in (q, k, p, v, g))
+    q_, k_, p_, v_, g_ = heads
+    last, o = torch.empty_like(state), torch.empty(B, H, 1, V)
+    width = 0 if g is None else g.shape[3]
+    kernel("step", "iii ppppp i ppp")(
+        *(B * H, K, V, at(q_), at(k_), at(p_), at(v_), at(g_), width, at(state), at(last), at(o))
+    )
+    return o.to(v.dtype), last
+
+
+def spread_out(x: Tensor, heads: int) -> Tensor:
+    """x (B, H', 1, D) as dense float32, for each head."""
+    if x.shape[1] != heads:
+        x = x.repeat_interleave(heads // x.shape[1], 1)
+    return x.float().contiguous()
+
+
 def gradient(x: Tensor | None, heads: int) -> Tensor | None:
     """Room for x's gradient, each head by itself."""
     if x is None or x.shape[1] == heads:

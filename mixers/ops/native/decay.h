@@ -25,7 +25,7 @@ typedef struct {
 
 #define DECAY_ROOM(K) (5 * W * (K) + (K) + 2 * W * W)
 
-INLINE decay decay_room(const tensor *g, int64_t K, float **room) {
+APART decay decay_room(const tensor *g, int64_t K, float **room) {
     decay d = {.kind = !g ? NONE : g->width == 1 ? SCALAR : CHANNEL, .K = K};
     d.a = take(room, W * K), d.start = take(room, W * K), d.end = take(room, W * K);
     d.dg = take(room, W * K), d.turned = take(room, W * K), d.keep = take(room, K);
@@ -36,7 +36,7 @@ INLINE decay decay_room(const tensor *g, int64_t K, float **room) {
     return d;
 }
 
-INLINE void decay_in(decay *d, const tensor *g, int64_t b, int64_t h, int64_t t, int64_t n) {
+APART void decay_in(decay *d, const tensor *g, int64_t b, int64_t h, int64_t t, int64_t n) {
     if (d->kind == SCALAR) {
         float raw[W] = {0}, start = 1;
         for (int64_t i = 0; i < n; i++) row_in(raw + i, g->data, place(g, b, h, t + i), (int)g->bf16, 1, 1);
@@ -69,7 +69,7 @@ INLINE void decay_in(decay *d, const tensor *g, int64_t b, int64_t h, int64_t t,
 }
 
 /* x (W, K) times `start` or `end`; x itself without decay. */
-INLINE float *scaled(const decay *d, float *x, const float *factor, float *out) {
+APART float *scaled(const decay *d, float *x, const float *factor, float *out) {
     if (d->kind == NONE) return x;
     for (int i = 0; i < W; i++)
         for (int64_t k = 0; k < d->K; k += W) {
@@ -80,7 +80,7 @@ INLINE float *scaled(const decay *d, float *x, const float *factor, float *out) 
 }
 
 /* A (W, W); strict: without the diagonal. */
-INLINE void scores(const decay *d, const float *x, const float *y, float *A, int strict) {
+APART void scores(const decay *d, const float *x, const float *y, float *A, int strict) {
     int64_t K = d->K;
     if (d->kind != CHANNEL) {
         transpose(d->turned, y, W, K);
@@ -110,7 +110,7 @@ INLINE void scores(const decay *d, const float *x, const float *y, float *A, int
 
 /* dx and dy get the gradients of `scores` added, and d->M or d->dg that of g. Of dA, what `scores` makes zero is not
    looked at. */
-INLINE void scores_grad(decay *d, float *dA, const float *A, const float *x, const float *y, float *dx, float *dy,
+APART void scores_grad(decay *d, float *dA, const float *A, const float *x, const float *y, float *dx, float *dy,
                         int strict) {
     int64_t K = d->K;
     if (d->kind != CHANNEL) {
@@ -152,7 +152,7 @@ INLINE void decay_grad_begin(decay *d) {
 }
 
 /* Adds what the reads owe, dx from `start`: step i's read has seen all decays up to i. */
-INLINE void read_grad(decay *d, const float *x, const float *dx) {
+APART void read_grad(decay *d, const float *x, const float *dx) {
     for (int64_t k = 0; k < d->K; k += W) {
         vec later = all(0);
         for (int i = W - 1; i >= 0; i--) {
@@ -165,7 +165,7 @@ INLINE void read_grad(decay *d, const float *x, const float *dx) {
 
 /* What the writes owe, dy from `end`: step j's write will see those after j. And what the state owes: S and dS at the
    chunk's start and end, (V, K) both. */
-INLINE void leave_grad(decay *d, const float *y, const float *dy, const float *S, const float *dS, int64_t V) {
+APART void leave_grad(decay *d, const float *y, const float *dy, const float *S, const float *dS, int64_t V) {
     for (int64_t k = 0; k < d->K; k += W) {
         vec owed[4] = {all(0), all(0), all(0), all(0)};
         for (int64_t v = 0; v < V; v += 4)
@@ -179,7 +179,7 @@ INLINE void leave_grad(decay *d, const float *y, const float *dy, const float *S
     }
 }
 
-INLINE void decay_out(decay *d, const tensor *dg, int64_t b, int64_t h, int64_t t, int64_t n) {
+APART void decay_out(decay *d, const tensor *dg, int64_t b, int64_t h, int64_t t, int64_t n) {
     if (d->kind == CHANNEL) rows_out(dg, b, h, t, n, d->dg, d->K);
     if (d->kind != SCALAR) return;
     float total[W];

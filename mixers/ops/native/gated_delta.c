@@ -11,7 +11,7 @@
 #define SPAN 16
 
 /* U <- (I + L)^{-1} U, or with the transpose of L, from the last row up. */
-INLINE void substitute(const float *L, float *U, int64_t V, int transposed) {
+APART void substitute(const float *L, float *U, int64_t V, int transposed) {
     for (int64_t v = 0; v < V; v += W) {
         vec u[W];
         for (int i = 0; i < W; i++) u[i] = get(U + i * V + v);

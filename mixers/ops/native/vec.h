@@ -16,8 +16,10 @@
 typedef float vec __attribute__((vector_size(4 * W)));
 typedef float loose __attribute__((vector_size(4 * W), aligned(4), may_alias)); /* at any address */
 typedef int32_t ints __attribute__((vector_size(4 * W)));
+typedef uint32_t patterns __attribute__((vector_size(4 * W))); /* of bits: they may wrap around */
 
 #define INLINE static inline __attribute__((always_inline))
+#define APART static __attribute__((noinline, unused)) /* inlined everywhere, these would take a minute to compile */
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -50,12 +52,10 @@ INLINE vec where(ints held, vec a, vec b) {
     return a;
 }
 
-/* e^x to 2 units in the last place; 0 for -inf, inf where it overflows, and what is not a number stays so. */
+/* e^x to 2 units in the last place, for what is between the smallest and the largest float: else 0 and infinity. */
 INLINE vec vexp(vec x) {
-    x = where(x < -150.f, all(-150.f), x);
-    x = where(x > 150.f, all(150.f), x);
-    const vec magic = all(12582912.f); /* 1.5 * 2^23: adding it rounds to an integer */
-    vec n = (x * 1.44269504088896341f + magic) - magic;
+    const vec magic = all(12582912.f); /* 1.5 * 2^23: adding it rounds to an integer, which the low bits then are */
+    vec shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
     vec r = x - n * 0.693359375f + n * 2.12194440e-4f; /* ln 2 in two parts */
     vec p = all(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
@@ -63,14 +63,14 @@ INLINE vec vexp(vec x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.f;
-    n = where(n == n, n, all(0.f));
-    ints whole = __builtin_convertvector(n, ints), half = whole >> 1; /* in two steps, as 2^n itself may overflow */
-    ints low = (half + 127) << 23, high = (whole - half + 127) << 23;
-    vec a, b;
-    memcpy(&a, &low, sizeof a);
-    memcpy(&b, &high, sizeof b);
-    return p * a * b;
+    p = p * (r * r) + (r + 1.f);
+    patterns bits, power;
+    memcpy(&bits, &p, sizeof bits);
+    memcpy(&power, &shifted, sizeof power);
+    bits += power << 23; /* p 2^n */
+    memcpy(&p, &bits, sizeof p);
+    p = where(x < -87.f, all(0.f), p);
+    return where(x > 88.f, all(__builtin_inff()), p);
 }
 
 /* Rows in and out. `wide` is the scratch's width, and beyond n and width it becomes zero. */
@@ -115,29 +115,29 @@ INLINE int64_t place(const tensor *x, int64_t b, int64_t h, int64_t t) {
     return b * x->b + h / x->group * x->h + t * x->t;
 }
 
-INLINE void rows_in(float *to, int64_t wide, const tensor *x, int64_t b, int64_t h, int64_t t, int64_t n) {
+APART void rows_in(float *to, int64_t wide, const tensor *x, int64_t b, int64_t h, int64_t t, int64_t n) {
     for (int64_t i = 0; i < n; i++)
         row_in(to + i * wide, x->data, place(x, b, h, t + i), (int)x->bf16, x->width, wide);
     memset(to + n * wide, 0, 4 * (W - n) * wide);
 }
 
-INLINE void rows_out(const tensor *x, int64_t b, int64_t h, int64_t t, int64_t n, const float *from, int64_t wide) {
+APART void rows_out(const tensor *x, int64_t b, int64_t h, int64_t t, int64_t n, const float *from, int64_t wide) {
     for (int64_t i = 0; i < n; i++)
         row_out(x->data, place(x, b, h, t + i), (int)x->bf16, from + i * wide, x->width);
 }
 
 /* Dense (rows, columns) of the caller, into and out of a scratch matrix. */
-INLINE void matrix_in(float *to, int64_t wide, int64_t high, const float *from, int64_t rows, int64_t columns) {
+APART void matrix_in(float *to, int64_t wide, int64_t high, const float *from, int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows; i++) row_in(to + i * wide, from, i * columns, 0, columns, wide);
     memset(to + rows * wide, 0, 4 * (high - rows) * wide);
 }
 
-INLINE void matrix_out(float *to, const float *from, int64_t wide, int64_t rows, int64_t columns) {
+APART void matrix_out(float *to, const float *from, int64_t wide, int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows; i++) memcpy(to + i * columns, from + i * wide, 4 * columns);
 }
 
 /* The transpose of 16 x 16: four times, each vector takes every other one of a pair's numbers. */
-INLINE void transpose16(float *to, int64_t to_wide, const float *from, int64_t wide) {
+APART void transpose16(float *to, int64_t to_wide, const float *from, int64_t wide) {
     vec x[W], y[W];
     for (int i = 0; i < W; i++) x[i] = get(from + i * wide);
     for (int pass = 0; pass < 4; pass++) {
@@ -151,7 +151,7 @@ INLINE void transpose16(float *to, int64_t to_wide, const float *from, int64_t w
 }
 
 /* from (rows, columns) -> to (columns, rows), both dense. */
-INLINE void transpose(float *to, const float *from, int64_t rows, int64_t columns) {
+APART void transpose(float *to, const float *from, int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows; i += W)
         for (int64_t j = 0; j < columns; j += W) transpose16(to + j * rows + i, rows, from + i * columns + j, columns);
 }
@@ -218,8 +218,8 @@ INLINE void tiles(int rows, int vectors, int64_t M, int64_t K, const float *A, i
     }
 }
 
-static __attribute__((noinline, unused)) void product(int64_t M, int64_t N, int64_t K, const float *A, int64_t ai,
-                                                      int64_t ak, const float *B, float *C, how way) {
+APART void product(int64_t M, int64_t N, int64_t K, const float *A, int64_t ai, int64_t ak, const float *B, float *C,
+                   how way) {
     for (int64_t j = 0; j < N;) {
         how here = way;
         if (way.from) here.from = way.from + j;
