@@ -228,6 +228,11 @@ def look(i: int) -> dict:
     return {"color": COLOURS[i % n], "marker": MARKERS[i % n], "linestyle": DASHES[i // n % len(DASHES)]}
 
 
+def _short(label: str, limit: int = 30) -> str:
+    """A label's mixer and its end, which both say what it is: a longer legend would leave no room for the axes."""
+    return label if len(label) <= limit else f"{label[: limit - 4]}…{label[-3:]}"
+
+
 def _references(ax, table: Table) -> None:
     for name, value in table.references.items():
         ax.axhline(value, color="#aaaaaa", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
@@ -248,7 +253,8 @@ def figure(name: str, title: str, plot, head: list[str], data: list[list]) -> Fi
         FigureCanvasSVG(canvas)
         ax = canvas.add_subplot()
         plot(ax)
-        canvas.legend(loc="outside right upper", fontsize=8)
+        handles, labels = ax.get_legend_handles_labels()
+        canvas.legend(handles, [_short(label) for label in labels], loc="outside right upper", fontsize=8)
         text = io.StringIO()
         canvas.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     svg = text.getvalue()

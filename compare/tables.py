@@ -168,6 +168,9 @@ def _short(value: str, limit: int = 40) -> str:
 
 def _warnings(records: list[dict]) -> list[str]:
     warnings = []
+    edited = sorted({run["code"] for run in records if run["environment"].get("dirty")})
+    if edited:
+        warnings.append(f"code that was never committed was run ({', '.join(edited)}): nobody else can run it again")
     for title, value in (
         ("code version", lambda run: run["code"]),
         ("torch", lambda run: run["environment"].get("torch")),
@@ -314,6 +317,7 @@ def verdict(rows: list[Row], higher: bool) -> str:
 def _settled(rows: list[Row]) -> list[str]:
     """What was chosen and what was matched before the runs."""
     chosen: dict[str, list[str]] = {}
+    rows = [row for row in rows if not row.again]
     for row in rows:
         for selection in [run["selection"] for run in row.runs if run.get("selection")][:1]:
             points = ", ".join(f"{key} of {', '.join(map(str, values))}" for key, values in selection["grid"].items())
@@ -322,7 +326,7 @@ def _settled(rows: list[Row]) -> list[str]:
             head = f"selected by validation on seed {seeds} alone, {trials} trials for each mixer ({points})"
             chosen.setdefault(head, []).append(f"{row.label} {values_text(selection['chosen'])}")
     notes = [f"{head}: {'; '.join(parts)}" for head, parts in chosen.items()] or [HANDS_OFF]
-    return notes + [f"{row.label} {matched(row.match)}" for row in rows if row.match and not row.again]
+    return notes + [f"{row.label} {matched(row.match)}" for row in rows if row.match]
 
 
 def values_text(values: dict) -> str:
@@ -385,7 +389,8 @@ def _notes(rows: list[Row], references: dict, higher: bool, metric: dict, length
         weak = [
             row.label
             for row in rows
-            if row.scores and (row.mean <= references[best] if higher else row.mean >= references[best])
+            if row.scores and not row.again
+            if (row.mean <= references[best] if higher else row.mean >= references[best])
         ]
         if weak:
             notes.append(f"no better than {best} ({references[best]:.3f}), which learns nothing: {', '.join(weak)}")

@@ -64,6 +64,17 @@ def test_differing_code_is_a_warning(record):
     assert "code version (abc in softmax seed 0; def in gla seed 0)" in warning
 
 
+def test_code_that_was_never_committed_is_a_warning(record):
+    dirty = {"code": "abc-dirty-1", "environment": record("gla", 0)["environment"] | {"dirty": True}}
+    (warning,) = compare([record("softmax", 0, **dirty), record("gla", 0, **dirty)]).warnings
+    assert "never committed was run (abc-dirty-1)" in warning
+
+
+def test_a_long_label_leaves_room_for_the_axes(record):
+    long = "gla," + "task.data.test=[{length:16}]" * 3
+    assert figures.draw(table([record(long, 0), record(f"{long},aa", 0, aa=long)]))  # a warning is an error here
+
+
 def test_a_run_that_never_had_data_does_not_differ(record, stopped):
     got = table([record("softmax", 0), stopped("fnet", 0, "impossible", "looks ahead: it does")])
     assert [row.outcome for row in got.rows] == ["finished", "impossible"]
