@@ -11,11 +11,12 @@ import os
 import re
 import sys
 from hashlib import sha256
+from itertools import combinations
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from compare import results
 
@@ -27,11 +28,27 @@ PLACE = ("runs", "ckpt", "logger", "probe", "threads", "aa")  # where a run is k
 def main() -> None:
     # the comma of a grid is no sweep of Hydra's, and a shell takes the quotes away that would say so
     sys.argv = [re.sub(r"""^select=([^"'].*=.*)$""", r'select="\1"', word) for word in sys.argv]
+    resolvers()
     job()
+
+
+def resolvers() -> None:
+    """For experiment=hybrid_map: every arrangement of k layers of a among n, as a sweep; and the pattern of one."""
+
+    def arrangements(k: int, n: int) -> str:
+        chosen = combinations(range(n), k)
+        return ",".join(f"[{','.join('a' if i in places else 'b' for i in range(n))}]" for places in chosen)
+
+    def arranged(layers: ListConfig, _parent_: DictConfig) -> ListConfig:
+        return ListConfig([f"${{mixers.{layer}}}" for layer in layers], parent=_parent_)
+
+    OmegaConf.register_new_resolver("arrangements", arrangements, replace=True)
+    OmegaConf.register_new_resolver("arranged", arranged, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def job(cfg: DictConfig) -> None:
+    resolvers()  # in a process that a launcher started, main() did not run
     sweep = os.environ.get("SEQMIX_SWEEP", "")
     try:
         cfg.label = label()

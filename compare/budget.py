@@ -85,18 +85,36 @@ def cost(make_model: Callable[[], nn.Module], by: str, length: int) -> float:
 
 
 def solve(measure: Callable[[dict[str, int]], float], sizes: dict[str, int], target: float) -> tuple[dict, float]:
-    """The sizes whose measure is closest to the target, and that measure; each is moved only where those before it did
-    not come within TOLERANCE. A measure must rise with a size, or fall with it; sizes for which it raises are left out.
+    """The sizes whose measure is closest to the target, and that measure. One size alone is moved, the first that comes
+    within TOLERANCE; where none does, each after those before it. A measure must rise with a size, or fall with it;
+    sizes for which it raises are left out.
     """
+    measure = _once(measure)
     best, reached = dict(sizes), measure(sizes)
-    for name in sizes:
-        if abs(reached - target) <= TOLERANCE * target:
-            break
-        start = dict(best)
-        for n, value in _approach(lambda n, s=start, k=name: measure(s | {k: n}), start[name], reached, target):
-            if abs(value - target) < abs(reached - target):
-                best, reached = start | {name: n}, value
+    for names in (*((name,) for name in sizes), tuple(sizes)):
+        start, value = dict(sizes), measure(sizes)
+        for name in names:
+            if abs(reached - target) <= TOLERANCE * target:
+                return best, reached
+            near = _approach(lambda n, s=dict(start), k=name: measure(s | {k: n}), start[name], value, target)
+            for n, got in near:
+                if abs(got - target) < abs(value - target):
+                    start, value = start | {name: n}, got
+        if abs(value - target) < abs(reached - target):
+            best, reached = start, value
     return best, reached
+
+
+def _once(measure: Callable[[dict[str, int]], float]) -> Callable[[dict[str, int]], float]:
+    known: dict[tuple, float] = {}
+
+    def remembered(sizes: dict[str, int]) -> float:
+        key = tuple(sizes.items())
+        if key not in known:
+            known[key] = measure(sizes)
+        return known[key]
+
+    return remembered
 
 
 def _approach(measure: Callable[[int], float], n: int, value: float, target: float) -> Iterator[tuple[int, float]]:

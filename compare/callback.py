@@ -96,6 +96,9 @@ def log_comparison(config: DictConfig, records: list[dict], directory: Path, swe
     try:
         table = wandb.Table(columns=head, data=[[_number(cell) for cell in row] for row in rows])
         run.log({"comparison": table, "report": wandb.Html(str(directory / "report.html"))})
+        for cells in (dict(zip(head, row, strict=True)) for row in rows):
+            if cells["outcome"] != "reference" and _number(cells["mean"]) is not None:
+                run.summary[f"{cells['task']}/{cells['mixer']}"] = _number(cells["mean"])
     finally:
         run.finish()
 

@@ -2,10 +2,11 @@
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from compare import stats
-from compare.tables import Table, binary, curve
+from compare.tables import Table, along, binary, curve, si
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers and dashes tell the labels apart in print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D3B")
@@ -41,9 +42,18 @@ class Figure:
 
 
 def draw(table: Table) -> list[Figure]:
-    """Score by slice (a figure for each thing that varies), learning curves, and score against state; what there is."""
-    figures = [_by_slice(table, axis, points) for axis, points in slices(table).items()]
-    return [figure for figure in (*figures, _curves(table), _against_state(table)) if figure]
+    """Score by slice (a figure for each thing that varies), learning curves by step and by time, score against state
+    and against FLOPs, and which layers are what; what there is."""
+    state = f"bytes of state{f' after {table.length} tokens' * bool(table.length)}"
+    figures = [
+        *(_by_slice(table, axis, points) for axis, points in slices(table).items()),
+        _curves(table, "step", "steps"),
+        _curves(table, "seconds", "time"),
+        _against(table, "state", state, lambda row: row.cost("state_bytes"), binary),
+        _against(table, "FLOPs", "FLOPs per token", lambda row: row.cost("flops", "forward_per_token"), si),
+        _layers(table),
+    ]
+    return [figure for figure in figures if figure]
 
 
 def slices(table: Table) -> dict[str, dict]:
@@ -51,8 +61,11 @@ def slices(table: Table) -> dict[str, dict]:
     axes: dict[str, dict] = {}
     for row in table.rows:
         for run in row.runs:
-            for part in run.get("slices") or []:
-                for axis, value in _place(part).items():
+            places = [(_place(part), part) for part in run.get("slices") or []]
+            for axis in dict.fromkeys(axis for place, _ in places for axis in place):
+                # a number's figure is what the table's reach is read from: other things at their least
+                numbers = along(run, axis) or [(place[axis], part) for place, part in places if axis in place]
+                for value, part in numbers:
                     scores = axes.setdefault(axis, {}).setdefault(row.label, {}).setdefault(value, [])
                     if part.get("score") is not None and not part.get("reason"):
                         scores.append(part["score"])
@@ -95,15 +108,21 @@ def _by_slice(table: Table, axis: str, labels: dict) -> Figure:
         ax.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])
         ax.minorticks_off()
         _references(ax, table)
+        if axis == "length" and numeric:
+            trained = {run["config"].get("task", {}).get("length") for row in table.rows for run in row.runs} - {None}
+            for length in trained:
+                ax.axvline(length, color="#aaaaaa", linewidth=0.8, linestyle=":", zorder=0)
+                ax.annotate("trained", (length, 1), xycoords=("data", "axes fraction"), fontsize=7, color="#888888")
         ax.set(xlabel=axis, ylabel=f"test {table.metric}")
 
     title = f"{table.metric} by {axis}"
     return figure(table.task, title, plot, ["mixer", axis, "mean", "low", "high", "seeds"], data)
 
 
-def _curves(table: Table) -> Figure | None:
-    curves = {row.label: {run["seed"]: points for run in row.runs if (points := curve(run))} for row in table.rows}
-    if not any(len(curve) > 1 for own in curves.values() for curve in own.values()):
+def _curves(table: Table, key: str, name: str) -> Figure | None:
+    """Validation against steps or seconds: a thin line for each seed, and the mean where the seeds share the places."""
+    curves = {row.label: {run["seed"]: points for run in row.runs if (points := curve(run, key))} for row in table.rows}
+    if not any(len(points) > 1 for own in curves.values() for points in own.values()):
         return None
     data = []
 
@@ -114,45 +133,89 @@ def _curves(table: Table) -> Figure | None:
             style, at = _look(table, label) | {"marker": ""}, {}
             for seed, points in own.items():
                 ax.plot(*zip(*points, strict=True), color=style["color"], linewidth=0.6, alpha=0.4)
-                for step, value in points:
-                    at.setdefault(step, []).append(value)
-                    data.append([label, seed, step, value])
-            shared = sorted(step for step, values in at.items() if len(values) == len(own))
-            ax.plot(shared, [stats.mean(at[step]) for step in shared], label=label, **style)
+                for place, value in points:
+                    at.setdefault(place, []).append(value)
+                    data.append([label, seed, place, value])
+            shared = sorted(place for place, values in at.items() if len(values) == len(own))
+            shared = shared if len(shared) > 1 else []
+            ax.plot(shared, [stats.mean(at[place]) for place in shared], label=label, **style)
         _references(ax, table)
-        ax.set(xlabel="step", ylabel=f"validation {table.metric}")
+        ax.set(xlabel=key, ylabel=f"validation {table.metric}")
 
-    return figure(table.task, "learning curves", plot, ["mixer", "seed", "step", f"validation {table.metric}"], data)
+    head = ["mixer", "seed", key, f"validation {table.metric}"]
+    return figure(table.task, f"learning curves by {name}", plot, head, data)
 
 
-def _against_state(table: Table) -> Figure | None:
-    placed = [(row, size) for row in table.rows if row.scores and (size := row.cost("state_bytes")) is not None]
+def _against(table: Table, name: str, xlabel: str, cost: Callable, form: Callable) -> Figure | None:
+    """Score against a cost, and the Pareto front: those that no other both undercuts and outscores."""
+    placed = [(row, size) for row in table.rows if row.scores and not row.again and (size := cost(row)) is not None]
     if not placed:
         return None
+    best = front([(size, row.mean) for row, size in placed], table.higher)
     data = []
 
     def plot(ax):
         for row, size in placed:
             style = _look(table, row.label)
             low, high = row.interval or (None, None)
-            data.append([row.label, size, row.mean, low, high, len(row.scores)])
+            data.append([row.label, size, row.mean, low, high, len(row.scores), (size, row.mean) in best])
             ax.plot([size], [row.mean], label=row.label, **style | {"linestyle": ""})
             if low is not None:
                 ax.plot([size, size], [low, high], color=style["color"], linewidth=1, alpha=0.6)
+        ax.step(*zip(*best, strict=True), where="post", color="#999999", linewidth=0.9, label="Pareto front", zorder=1)
         if any(size == 0 for _, size in placed):
             ax.set_xscale("symlog", base=2, linthresh=min((size for _, size in placed if size), default=1))
         else:
             ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(lambda value, _: binary(value))
+        ax.xaxis.set_major_formatter(lambda value, _: form(value))
         ax.minorticks_off()
         _references(ax, table)
-        ax.set(
-            xlabel=f"bytes of state{f' after {table.length} tokens' * bool(table.length)}",
-            ylabel=f"test {table.metric}",
-        )
+        ax.set(xlabel=xlabel, ylabel=f"test {table.metric}")
 
-    title = f"{table.metric} against state"
-    return figure(table.task, title, plot, ["mixer", "state bytes", "mean", "low", "high", "seeds"], data)
+    head = ["mixer", xlabel, "mean", "low", "high", "seeds", "on the front"]
+    return figure(table.task, f"{table.metric} against {name}", plot, head, data)
+
+
+def front(points: list[tuple[float, float]], higher: bool) -> list[tuple[float, float]]:
+    """Of (cost, score) those that no other point undercuts or outscores without being worse in the other, by cost."""
+    best: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], -point[1] if higher else point[1])):
+        if not best or (score > best[-1][1] if higher else score < best[-1][1]):
+            best.append((cost, score))
+    return best
+
+
+def _layers(table: Table) -> Figure | None:
+    """Which layer is which mixer, a line for each arrangement (config key `layers`), the best first, with its score."""
+    placed = [(row, row.runs[0]["config"].get("layers")) for row in table.rows if row.scores and not row.again]
+    placed = [(row, layers) for row, layers in placed if isinstance(layers, list)]
+    if len(placed) < 2:
+        return None
+    placed.sort(key=lambda pair: pair[0].mean, reverse=table.higher)
+    kinds = list(dict.fromkeys(kind for _, layers in placed for kind in sorted(layers)))
+    data = []
+
+    def plot(ax):
+        for y, (row, layers) in enumerate(placed):
+            low, high = row.interval or (None, None)
+            data.append([row.label, " ".join(layers), row.mean, low, high, len(row.scores)])
+            for x, kind in enumerate(layers):
+                ax.barh(y, 0.92, left=x, height=0.8, color=COLOURS[kinds.index(kind) % len(COLOURS)])
+                ax.annotate(kind, (x + 0.46, y), ha="center", va="center", fontsize=7, color="white")
+            interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+            ax.annotate(f"{row.mean:.3f}{interval}", (len(layers) + 0.1, y), va="center", fontsize=8)
+        ax.set(yticks=[], xlabel="layer", xlim=(0, max(len(layers) for _, layers in placed) + 2.5))
+        ax.set_ylim(len(placed) - 0.5, -0.5)
+        deepest = max(len(layers) for _, layers in placed)
+        ax.set_xticks([x + 0.46 for x in range(deepest)], [str(x) for x in range(deepest)])
+        ax.grid(False)
+        named = placed[0][0].runs[0]["config"].get("mixers", {})
+        for i, kind in enumerate(kinds):
+            name = named.get(kind, {}).get("_target_", kind).split(".")[-1]
+            ax.bar(0, 0, color=COLOURS[i % len(COLOURS)], label=f"{kind}: {name}")
+
+    head = ["mixer", "layers", "mean", "low", "high", "seeds"]
+    return figure(table.task, f"{table.metric} by place in depth", plot, head, data)
 
 
 def _look(table: Table, label: str) -> dict:
@@ -163,6 +226,11 @@ def _look(table: Table, label: str) -> dict:
 def look(i: int) -> dict:
     n = len(COLOURS)
     return {"color": COLOURS[i % n], "marker": MARKERS[i % n], "linestyle": DASHES[i // n % len(DASHES)]}
+
+
+def _short(label: str, limit: int = 30) -> str:
+    """A label's mixer and its end, which both say what it is: a longer legend would leave no room for the axes."""
+    return label if len(label) <= limit else f"{label[: limit - 4]}…{label[-3:]}"
 
 
 def _references(ax, table: Table) -> None:
@@ -185,7 +253,8 @@ def figure(name: str, title: str, plot, head: list[str], data: list[list]) -> Fi
         FigureCanvasSVG(canvas)
         ax = canvas.add_subplot()
         plot(ax)
-        canvas.legend(loc="outside right upper", fontsize=8)
+        handles, labels = ax.get_legend_handles_labels()
+        canvas.legend(handles, [_short(label) for label in labels], loc="outside right upper", fontsize=8)
         text = io.StringIO()
         canvas.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     svg = text.getvalue()

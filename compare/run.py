@@ -219,10 +219,12 @@ def outcome_of(cfg: DictConfig, learner: Learner, data: Any) -> dict:
     length = cfg.task.length if learner.not_run else cfg.task.max_length  # what it can run
     make = functools.partial(instantiate, cfg.model)
     batch = next(iter(data.train_dataloader()))
+    run = [s for s in data.segments("test") if s.name not in learner.not_run]
+    lengths = {length, *(s.tokens.shape[-1] for s in run)}
     return {
         "outcome": "finished",
         "parameters": budget.parameters(learner.model),
-        "state_bytes": {str(length): budget.state_bytes(make, length)},
+        "state_bytes": {str(at): budget.state_bytes(make, at) for at in sorted(lengths)},
         "flops": budget.flops(make, length),
         "speed": speed.probe(learner.model, batch, lambda model, batch: learner.loss(batch)) if cfg.probe else {},
         "validation": learner.scores["validation"]["all"],

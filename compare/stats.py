@@ -117,6 +117,24 @@ def steps_to(curve: list[tuple[float, float]], threshold: float, higher: bool) -
     return next((step for step, score in curve if (score >= threshold if higher else score <= threshold)), None)
 
 
+def reach(points: list[tuple[float, float]], threshold: float, higher: bool) -> tuple[float, int]:
+    """Up to which x of (x, score), by rising x, every score reaches the threshold; and 0, or the sign of a bound.
+
+    Between two points it lies where the score would cross, by the logarithm of x. 1: all reach it, so at least the last
+    x; -1: the first does not, so less than it.
+    """
+    last: tuple[float, float] | None = None
+    for x, score in points:
+        if (score >= threshold) != higher and score != threshold:
+            if last is None:
+                return x, -1
+            share = (last[1] - threshold) / (last[1] - score)
+            return math.exp(math.log(last[0]) + share * (math.log(x) - math.log(last[0]))), 0
+        last = x, score
+    assert last is not None
+    return last[0], 1
+
+
 def seeds_needed(differences: list[float], power: float = 0.8, alpha: float = 0.05) -> int | None:
     """How many seeds a paired t-test needs to see a true gap and spread as observed; None where that cannot be said.
 

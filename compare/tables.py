@@ -168,6 +168,9 @@ def _short(value: str, limit: int = 40) -> str:
 
 def _warnings(records: list[dict]) -> list[str]:
     warnings = []
+    edited = sorted({run["code"] for run in records if run["environment"].get("dirty")})
+    if edited:
+        warnings.append(f"code that was never committed was run ({', '.join(edited)}): nobody else can run it again")
     for title, value in (
         ("code version", lambda run: run["code"]),
         ("torch", lambda run: run["environment"].get("torch")),
@@ -249,9 +252,9 @@ def _solved(row: Row, metric: dict) -> Row:
     return replace(row, solved=(count, *stats.count_interval(count, len(row.scores))), steps=steps or None)
 
 
-def curve(run: dict) -> list[tuple[float, float]]:
-    """(step, validation score) where there is one."""
-    points = [(p["step"], p.get("validation/score", p.get("validation"))) for p in run.get("curve") or []]
+def curve(run: dict, key: str = "step") -> list[tuple[float, float]]:
+    """(step, or seconds of training, and validation score) where there is one."""
+    points = [(p[key], p.get("validation/score", p.get("validation"))) for p in run.get("curve") or [] if key in p]
     return [(step, score) for step, score in points if score is not None]
 
 
@@ -314,6 +317,7 @@ def verdict(rows: list[Row], higher: bool) -> str:
 def _settled(rows: list[Row]) -> list[str]:
     """What was chosen and what was matched before the runs."""
     chosen: dict[str, list[str]] = {}
+    rows = [row for row in rows if not row.again]
     for row in rows:
         for selection in [run["selection"] for run in row.runs if run.get("selection")][:1]:
             points = ", ".join(f"{key} of {', '.join(map(str, values))}" for key, values in selection["grid"].items())
@@ -322,7 +326,7 @@ def _settled(rows: list[Row]) -> list[str]:
             head = f"selected by validation on seed {seeds} alone, {trials} trials for each mixer ({points})"
             chosen.setdefault(head, []).append(f"{row.label} {values_text(selection['chosen'])}")
     notes = [f"{head}: {'; '.join(parts)}" for head, parts in chosen.items()] or [HANDS_OFF]
-    return notes + [f"{row.label} {matched(row.match)}" for row in rows if row.match and not row.again]
+    return notes + [f"{row.label} {matched(row.match)}" for row in rows if row.match]
 
 
 def values_text(values: dict) -> str:
@@ -376,12 +380,17 @@ def _notes(rows: list[Row], references: dict, higher: bool, metric: dict, length
             f"solved: {metric['name']} of {sign} {threshold(metric):g}, with an exact 95 % interval of the share; "
             "steps: to the first validation there, median over seeds"
         )
+        notes.append(
+            "pairs and longest: how far all easier slices are solved too, between two by the logarithm, all else at "
+            "its least; >= and < where the slices end first"
+        )
     if references:
         best = (max if higher else min)(references, key=references.__getitem__)
         weak = [
             row.label
             for row in rows
-            if row.scores and (row.mean <= references[best] if higher else row.mean >= references[best])
+            if row.scores and not row.again
+            if (row.mean <= references[best] if higher else row.mean >= references[best])
         ]
         if weak:
             notes.append(f"no better than {best} ({references[best]:.3f}), which learns nothing: {', '.join(weak)}")
@@ -421,6 +430,8 @@ class Column:
 
 def columns(table: Table) -> list[Column]:
     """The columns of a table that have something to show, the same in the terminal, in markdown, in CSV and in HTML."""
+    measured = (run["metric"] for row in table.rows for run in row.runs if run.get("metric"))
+    share = f"{100 * (threshold(next(measured, {'name': ''})) or SOLVED):g} %"
     every = [
         Column("mixer", ("mixer",), lambda row: Cell(row.label, (row.label,))),
         Column(f"{table.metric} by seed", ("scores",), lambda row: _scores(row, table.seeds)),
@@ -437,6 +448,13 @@ def columns(table: Table) -> list[Column]:
         Column("exact p", ("exact p",), lambda row: _p(row.difference and row.difference.sign_flip)),
         Column("seeds to tell", ("seeds to tell",), lambda row: _number(row.seeds_needed, "{:,}".format)),
         Column("steps", ("steps", "steps by seed"), _steps),
+        Column(f"pairs at {share}", ("pairs", "pairs low", "pairs high"), lambda row: _reach(row, "pairs")),
+        Column(
+            "pairs per KiB of state",
+            ("pairs per KiB", "pairs per KiB low", "pairs per KiB high"),
+            lambda row: _reach(row, "pairs", per_kib=True),
+        ),
+        Column(f"longest at {share}", ("longest", "longest low", "longest high"), lambda row: _reach(row, "length")),
         Column("match", ("match",), lambda row: _number(row.match.get("residual"), "{:+.1%}".format)),
         Column("outcome", ("outcome",), lambda row: Cell(row.outcome, (row.outcome,))),
         Column("params", ("parameters",), lambda row: _number(row.cost("parameters", "total"), si), True),
@@ -448,6 +466,56 @@ def columns(table: Table) -> list[Column]:
         Column("peak", ("peak bytes",), lambda row: _number(row.cost("speed", "peak_bytes"), binary), True),
     ]
     return [column for column in every if any(column.cell(row).text for row in table.rows)]
+
+
+def along(run: dict, axis: str) -> list[tuple[float, dict]]:
+    """The run's slices along an axis, by rising value: at each value the one that asks least of everything else."""
+    found: dict[float, list[dict]] = {}
+    for part in run.get("slices") or []:
+        values = part["values"] if isinstance(part["values"], dict) else {}
+        if isinstance(values.get(axis), int | float):
+            found.setdefault(values[axis], []).append(part)
+
+    def rest(part: dict) -> list[float]:
+        others = (other for key, other in sorted(part["values"].items()) if key != axis)
+        return [other if isinstance(other, int | float) else 0 for other in others]
+
+    return [(value, min(found[value], key=rest)) for value in sorted(found)]
+
+
+def _reach(row: Row, axis: str, per_kib: bool = False) -> Cell:
+    """How far along an axis a mixer solves the task, over its seeds: a mean with its interval, or bounds where the
+    slices end before it does; per KiB of the state at the slice's own length."""
+    lows, highs = [], []
+    for run in row.runs:
+        least = threshold(run["metric"]) if run["seed"] in row.scores else None
+        parts = [(value, part) for value, part in along(run, axis) if part.get("score") is not None]
+        if least is None or len(parts) < 2 or parts[0][0] <= 0:
+            continue
+        points = [(value, part["score"]) for value, part in parts]
+        value, sign = stats.reach(points, least, run["metric"]["higher_is_better"])
+        part = next((part for at, part in reversed(parts) if at <= value), parts[0][1])
+        unit = _kib(run, part["values"].get("length")) if per_kib else 1.0
+        if not unit:
+            return _GAP
+        lows.append(0.0 if sign < 0 else value / unit)
+        highs.append(math.inf if sign > 0 else value / unit)
+    if not lows:
+        return _GAP
+    if lows == highs:
+        return _estimate(stats.mean(lows), stats.interval(lows), "{:,.3g}")
+    low, high = min(lows), max(highs)
+    if high == math.inf:
+        return Cell(f">= {low:,.3g}", (None, low, None))
+    return Cell(f"< {high:,.3g}", (None, low, high))
+
+
+def _kib(run: dict, length: float | None) -> float | None:
+    """KiB of state after `length` tokens; after the longest length where the slices do not say theirs."""
+    measured = run.get("state_bytes") or {}
+    if not measured:
+        return None
+    return measured.get(str(int(length)) if length else max(measured, key=int), 0) / 1024
 
 
 def slices(table: Table) -> list[list[str]]:

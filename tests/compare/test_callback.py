@@ -2,10 +2,12 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 
 import pytest
+from hydra import initialize_config_module
 from omegaconf import OmegaConf
 
 from compare import callback, results
@@ -104,6 +106,63 @@ def test_the_comparison_is_one_finished_wandb_run(multirun, tmp_path):
     assert "wandb" not in done.stdout.lower()
 
 
+def kept(path):
+    """What an offline file holds: the run's record, the summary, and the last value of every metric. The log is in
+    frames of 32 KiB, as LevelDB's, after seven bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data = path.read_bytes()
+    position, part, run, summary, history = 7, b"", None, {}, {}
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, n, kind = struct.unpack_from("<IHB", data, position)
+        part, position = part + data[position + 7 : position + 7 + n], position + 7 + n
+        if kind in (1, 4):  # whole, or the last of several
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(part)
+            part, what = b"", record.WhichOneof("record_type")
+            run = record.run if what == "run" else run
+            for items, into in ((record.summary.update, summary), (record.history.item, history)):
+                into |= {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+    return run, summary, history
+
+
+def test_the_comparison_reads_back_from_its_offline_file(multirun, tmp_path):
+    done = multirun("label=a,b", f"logger={{project:test,save_dir:{tmp_path}/runs,offline:true}}")
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "runs" / "wandb").glob("offline-run-*-comparison-*/*.wandb")
+    run, summary, history = kept(log)
+    (page,) = (tmp_path / "runs" / "comparisons").rglob("report.html")
+    assert (run.run_group, run.job_type, list(run.tags)) == ("recall", "compare", [page.parent.name, "recall"])
+    assert (summary["recall/a"], summary["recall/b"]) == (0.5, 0.5)
+    assert not any("chance" in key for key in summary)
+    assert (history["comparison._type"], history["comparison.nrows"]) == ("table-file", 4)
+
+
+def test_a_run_reads_back_from_its_offline_file(tmp_path, monkeypatch):
+    import wandb
+
+    from compare.logger import RunLogger
+
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    monkeypatch.setenv("WANDB_MODE", "offline")  # which the logger sets, and the next test must not find
+    place = {"project": "test", "save_dir": str(tmp_path), "offline": True, "id": "recall-gla-s0"}
+    logger = RunLogger(**place, name="gla-s0", group="recall", job_type="train", tags=["recall", "gla", "s1"])
+    for step, score in enumerate((0.2, 0.9, 0.6)):
+        logger.log_metrics({"validation/score": score, "trainer/global_step": step}, step=step)
+    wandb.finish()
+    (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    run, summary, history = kept(log)
+    assert (run.run_group, run.display_name, list(run.tags)) == ("recall", "gla-s0", ["recall", "gla", "s1"])
+    assert history["validation/score"] == 0.6 and history["trainer/global_step"] == 2
+    best = summary.get("validation/score.max", summary.get("validation/score", {}))
+    assert (best["max"] if isinstance(best, dict) else best) == 0.9
+
+
 def test_a_wandb_run_that_fails_is_finished_too(tmp_path, record, monkeypatch):
     import wandb
 
@@ -119,3 +178,22 @@ def test_a_wandb_run_that_fails_is_finished_too(tmp_path, record, monkeypatch):
     with pytest.raises(RuntimeError, match="planted"):
         callback.log_comparison(config, [record("a", 0)], tmp_path, "s1")
     assert wandb.run is None
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["mixer=gla,softmax"], "softmax"),
+        (["mixer=gla,mamba2"], "gla"),
+        (["mixer=gla"], "gla"),
+        (["mixer=glob(s*,exclude=sl*)"], "softmax"),
+        (["seed=0,1"], ""),
+    ],
+)
+def test_the_baseline_is_known_before_the_runs(words, expected):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = OmegaConf.create({"hydra": {"sweeper": {"params": None}, "overrides": {"task": words}}})
+        assert callback.baseline(callback.swept(config, "mixer")) == expected
+        config.hydra.sweeper.params = {"mixer": "softmax,identity"}
+        config.hydra.overrides.task = ["mixer=gla,mamba2"]  # the command line counts
+        assert callback.baseline(callback.swept(config, "mixer")) == "gla"

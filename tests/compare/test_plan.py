@@ -69,7 +69,8 @@ def test_a_size_is_moved_to_the_closest(measure, start, target, best):
 
 
 def test_the_next_size_moves_only_where_the_first_is_not_enough():
-    both = budget.solve(lambda s: min(s["a"], 8) * s["b"], {"a": 4, "b": 4}, 400)
+    assert budget.solve(lambda s: min(s["a"], 8) * s["b"], {"a": 4, "b": 4}, 400) == ({"a": 4, "b": 100}, 400)
+    both = budget.solve(lambda s: min(s["a"], 8) * min(s["b"], 64), {"a": 4, "b": 4}, 400)
     assert both == ({"a": 8, "b": 50}, 400)
     assert budget.solve(lambda s: s["a"] * s["b"], {"a": 4, "b": 4}, 400) == ({"a": 100, "b": 4}, 400)
     assert budget.solve(lambda s: s["a"], {"a": 99}, 100) == ({"a": 99}, 99)  # within the tolerance

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from compare import results, tables
+from compare import figures, results, tables
 from compare.report import compare, report
 
 
@@ -62,6 +62,17 @@ def test_differing_code_is_a_warning(record):
     assert compare([record("softmax", 0), record("gla", 0)]).warnings == []
     (warning,) = compare([record("softmax", 0), record("gla", 0, code="def")]).warnings
     assert "code version (abc in softmax seed 0; def in gla seed 0)" in warning
+
+
+def test_code_that_was_never_committed_is_a_warning(record):
+    dirty = {"code": "abc-dirty-1", "environment": record("gla", 0)["environment"] | {"dirty": True}}
+    (warning,) = compare([record("softmax", 0, **dirty), record("gla", 0, **dirty)]).warnings
+    assert "never committed was run (abc-dirty-1)" in warning
+
+
+def test_a_long_label_leaves_room_for_the_axes(record):
+    long = "gla," + "task.data.test=[{length:16}]" * 3
+    assert figures.draw(table([record(long, 0), record(f"{long},aa", 0, aa=long)]))  # a warning is an error here
 
 
 def test_a_run_that_never_had_data_does_not_differ(record, stopped):
@@ -232,15 +243,88 @@ def test_the_page_needs_nothing_else_and_repeats(sweep, tmp_path):
     assert pages[0] == pages[1]
     page = Page()
     page.feed(pages[0])
-    assert page.svgs == 3
+    assert page.svgs == 5  # by pairs, by steps, by time, against state, against FLOPs
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert not re.search(r"@import|url\((?!#)|fetch\(", pages[0])
     ids = re.findall(r' id="(m[0-9a-f]{10}|p[0-9a-f]{10})"', pages[0])
     assert len(ids) == len(set(ids)) > 0
     data = [base64.b64decode(link.split(",")[1]).decode() for link in page.links if link.startswith("data:text/csv")]
     assert data[0].startswith("mixer,pairs,mean,low,high,seeds\nsoftmax,4,")
-    assert len(data) == 3
+    assert len(data) == 5
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["comparison.csv", "comparison.md", "report.html"]
+
+
+def sliced(*scores):
+    """Slices of (length, pairs, score)."""
+    return [
+        {"name": f"{n} at {T}", "values": {"length": T, "pairs": n}, "reason": "", "score": score, "n": 100}
+        for T, n, score in scores
+    ]
+
+
+def cell(got, label, head):
+    (row,) = [row for row in got.rows if row.label == label]
+    (column,) = [column for column in tables.columns(got) if column.head == head]
+    return column.cell(row)
+
+
+def test_capacity_and_extrapolation_of_known_curves(record):
+    state = {"state_bytes": {"64": 4096, "128": 8192, "256": 16384}}
+    noise = (0.01, 0.0, -0.01)
+    known = [
+        record("gla", seed, slices=sliced((64, 4, 1.0), (64, 8, 0.95), (128, 16, 0.85 + d), (256, 8, 0.2)), **state)
+        for seed, d in enumerate(noise)
+    ]
+    all_solved = [record("softmax", seed, slices=sliced((64, 4, 1.0), (128, 8, 0.95)), **state) for seed in range(3)]
+    none = [record("s4d", seed, slices=sliced((64, 4, 0.1), (128, 8, 0.05)), **state) for seed in range(3)]
+    got = table(known + all_solved + none)
+    pairs = cell(got, "gla", "pairs at 90 %").raw
+    expected = [8 * 2 ** (0.05 / (0.1 - d)) for d in noise]
+    assert pairs[0] == pytest.approx(sum(expected) / 3) and pairs[1] < pairs[0] < pairs[2]
+    per_kib = cell(got, "gla", "pairs per KiB of state").raw
+    assert per_kib == pytest.approx([value / 4 for value in pairs])  # the state after 64 tokens, where 8 pairs lie
+    longest = cell(got, "gla", "longest at 90 %").raw  # at the fewest pairs of each length: 64 is solved, 128 is not
+    assert 64 < longest[0] < 128
+    assert cell(got, "softmax", "pairs at 90 %").text == ">= 8"
+    assert cell(got, "softmax", "pairs per KiB of state").raw == (None, 8 / 8, None)
+    assert cell(got, "softmax", "longest at 90 %").text == ">= 128"
+    assert cell(got, "s4d", "pairs at 90 %").text == "< 4"
+    assert cell(got, "s4d", "longest at 90 %").raw == (None, 0.0, 64)
+
+
+def test_without_slices_of_their_kind_there_is_no_capacity(record):
+    heads = {column.head for column in tables.columns(table([record("gla", 0, slices=[])]))}
+    assert not heads & {"pairs at 90 %", "pairs per KiB of state", "longest at 90 %"}
+
+
+def drawn(records):
+    return {figure.title: list(csv.DictReader(figure.csv.splitlines())) for figure in figures.draw(table(records))}
+
+
+def test_the_front_holds_what_nothing_beats(record):
+    assert figures.front([(4, 0.5), (2, 0.6), (8, 0.9), (8, 0.7), (16, 0.9)], True) == [(2, 0.6), (8, 0.9)]
+    assert figures.front([(4, 0.5), (2, 0.6), (8, 0.9)], False) == [(2, 0.6), (4, 0.5)]
+    sizes = {"small": (64, 0.5), "worse": (128, 0.4), "large": (256, 0.9)}
+    found = drawn([record(label, 0, score, state_bytes={"256": size}) for label, (size, score) in sizes.items()])
+    front = {row["mixer"]: row["on the front"] for row in found["accuracy against state"]}
+    assert front == {"small": "True", "worse": "False", "large": "True"}
+    assert {row["FLOPs per token"] for row in found["accuracy against FLOPs"]} == {"250000"}
+
+
+def test_curves_are_drawn_by_step_and_by_time(record):
+    found = drawn([record("gla", 0, 0.9)])
+    steps, times = found["learning curves by steps"], found["learning curves by time"]
+    assert [float(row["seconds"]) for row in times] == [float(row["step"]) / 10 for row in steps]
+
+
+def test_the_map_of_layers_has_the_best_arrangement_first(record):
+    arrangements = {"a b b": 0.2, "b a b": 0.9, "b b a": 0.3}
+    runs = [
+        record(f"softmax+gla,{layers}", 0, score, config={"layers": layers.split()})
+        for layers, score in arrangements.items()
+    ]
+    assert [row["layers"] for row in drawn(runs)["accuracy by place in depth"]] == ["b a b", "b b a", "a b b"]
+    assert "accuracy by place in depth" not in drawn([record("gla", 0)])
 
 
 @pytest.mark.parametrize("values", [8, [0, 64], "far", {"pairs": 8, "depth": 2}])

@@ -113,6 +113,15 @@ def test_steps_to_a_threshold_are_the_first_there():
     assert stats.steps_to([], 0.9, True) is None
 
 
+def test_the_reach_lies_where_the_score_crosses():
+    assert stats.reach([(4, 1.0), (8, 0.95), (16, 0.85)], 0.9, True) == (pytest.approx(8 * 2**0.5), 0)
+    assert stats.reach([(4, 1.0), (8, 0.9), (16, 0.1)], 0.9, True)[0] == pytest.approx(8)
+    assert stats.reach([(4, 1.0), (8, 0.5), (16, 1.0)], 0.9, True)[0] < 8  # every easier one has to be solved
+    assert stats.reach([(4, 0.2), (8, 1.0)], 0.9, True) == (4, -1)
+    assert stats.reach([(4, 0.9), (8, 1.0)], 0.9, True) == (8, 1)
+    assert stats.reach([(4, 1.0), (8, 3.0)], 2.0, False) == (pytest.approx(4 * 2**0.5), 0)
+
+
 # -- calibration: what is claimed about chance, held against chance ----------------------------------------------------
 
 TRIALS = 2000
