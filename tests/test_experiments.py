@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+
+from train import resolvers
 
 CONF = Path(__file__).parent.parent / "conf"
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -15,6 +18,7 @@ MIXERS = {path.stem for path in (CONF / "mixer").glob("*.yaml")}
 
 @pytest.fixture
 def hydra():
+    resolvers()
     with initialize_config_module("conf", version_base="1.3"):
         yield GlobalHydra.instance()
 
@@ -22,14 +26,17 @@ def hydra():
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_says_the_truth_about_its_data(name, hydra):
     first = compose("train", [f"experiment={name}"], return_hydra_config=True)
-    swept = OmegaConf.to_container(first.hydra.sweeper).get("params") or {}
+    swept = {key: first.hydra.sweeper.params[key] for key in first.hydra.sweeper.params or ()}
     assert set(str(swept.get("mixer", "softmax")).split(",")) <= MIXERS
-    assert swept.keys() <= {"task", "mixer", "seed", "optimizer.lr", "optimizer.weight_decay"}
+    for key, values in swept.items():  # that each key and value exists is seen by composing with it
+        override = OverridesParser.create().parse_override(f"{key}={values}")
+        for value in override.sweep_string_iterator() if override.is_sweep_override() else [values]:
+            compose("train", [f"experiment={name}", f"{key}={value}", "label=test"])
     assert (first.hydra.mode is not None) == bool(swept)
-    for task in swept["task"].split(",") if swept else [first.task.name]:
-        overrides = [f"experiment={name}", f"task={task}"] if swept else [f"experiment={name}"]
+    for task in swept.get("task", first.task.name).split(","):
+        overrides = [f"experiment={name}", f"task={task}"] if "task" in swept else [f"experiment={name}"]
         cfg = compose("train", [*overrides, "label=test"])
-        facts = OmegaConf.to_container(cfg, resolve=True)["task"]
+        facts = OmegaConf.to_container(cfg.task, resolve=True)
         assert facts["name"] == task
         data = instantiate(cfg.task.data)  # nothing is generated
         assert data.batch_size == facts["data"]["batch_size"] and cfg.trainer.max_steps > 0

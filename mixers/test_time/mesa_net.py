@@ -7,8 +7,8 @@ q, k through a short convolution and silu, and of length 1;   y = W_o norm_h(o)
 
 The solution is n_steps of conjugate gradients from q / diag(H + Lambda), in which the products with all H_t at
 once are linear attention. Its gradient is the equation's own: another system of the same matrix is solved, in
-as many steps; it is exact as far as either has converged. The gates start as torch's linear maps do, as in the
-public code.
+as many steps; it is exact as far as either has converged. c spreads from 3 to 6 over the heads, as mLSTM's forget
+gates do: memories of 20 to 400 tokens. The public code starts at c = 0, and so forgets half in one token.
 """
 
 from collections.abc import Callable
@@ -41,6 +41,8 @@ class MesaNet(Mixer):
         self.conv = ShortConv(2 * d_model, width=CONV, bias=False)
         self.v = nn.Linear(d_model, d_model, bias=False)
         self.gates = nn.Linear(d_model, 2 * n_heads)  # gamma, beta
+        with torch.no_grad():
+            self.gates.bias[:n_heads] = torch.linspace(3, 6, n_heads)  # c
         self.l = nn.Parameter(torch.full((n_heads, 1, width), 1 - FLOOR).expm1().log())
         self.norm = RMSNorm(width)
         self.out = nn.Linear(d_model, d_model, bias=False)
