@@ -60,15 +60,13 @@ def factory(
 
 def knobs(name: str, *, causal: bool = True, length: int = 256, max_length: int | None = None) -> dict[str, Any]:
     """The yaml's values, what it asks of the task filled in, and its _target_. Raises ValueError for unknown names."""
-    from hydra import compose
     from omegaconf import OmegaConf
 
-    if name not in (known := names()):
+    known = _composed()
+    if name not in known:
         raise ValueError(unknown("mixer", name, known))
-    with _hydra():
-        config = compose(overrides=[f"+mixer={name}", *_search_path()]).mixer
     facts = {"causal": causal, "length": length, "max_length": length if max_length is None else max_length}
-    resolved: Any = OmegaConf.to_container(OmegaConf.create({"task": facts, "mixer": config}), resolve=True)
+    resolved: Any = OmegaConf.to_container(OmegaConf.create({"task": facts, "mixer": known[name]}), resolve=True)
     return {key: value for key, value in resolved["mixer"].items() if key != "_partial_"}
 
 
@@ -123,6 +121,25 @@ def _hydra():
     if GlobalHydra.instance().is_initialized():
         return nullcontext()
     return initialize_config_module("conf", version_base="1.3")
+
+
+def _composed() -> dict[str, Any]:
+    """Every mixer's yaml, composed but not resolved."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    with _hydra():
+        sources = GlobalHydra.instance().config_loader().get_sources()
+        return _compose(tuple(source.full_path() for source in sources), tuple(_search_path()))
+
+
+@functools.lru_cache(maxsize=1)
+def _compose(sources: tuple[str, ...], search_path: tuple[str, ...]) -> dict[str, Any]:
+    """All at once and only once: Hydra composes its own configuration with each call, which takes most of the time."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    config = compose(overrides=[*(f"+mixer@{name}={name}" for name in names()), *search_path])
+    return {str(name): OmegaConf.to_container(config[name], resolve=False) for name in config}
 
 
 def _search_path() -> list[str]:
