@@ -9,7 +9,8 @@ A whole sequence is a convolution with K_l = C A_^l B_. Its transform at the T-t
     k_XY = sum_n dt X_n Y_n / (2 (1 - w) - (1 + w) dt Lambda_n)
 
 with C (1 - A_^T) for C, and P conjugate where it is X. Of each pair of conjugate states one is kept; the state
-that is carried is its real and imaginary parts, in which A_ is a real matrix.
+that is carried is its real and imaginary parts, in which A_ is a real matrix. A_ is squared six times per channel
+and call, whatever the batch and the length: most of the FLOPs of a short sequence, and few of a long one's.
 """
 
 import math
@@ -23,7 +24,7 @@ from mixers.layers import legs_normal
 from mixers.ops.causal_conv import causal_conv
 from mixers.ops.precision import exact, wide
 
-SEGMENT = 64  # powers of A_ at a time
+SEGMENT = 64  # powers of A_ at a time, a power of two
 
 
 class S4(Mixer):
@@ -60,27 +61,28 @@ def dplr_space(
     u: Tensor, dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """u (B, T, D); dt (D, 1); Lambda, P, B, C (D, N / 2) complex; state (B, D, N). Returns y and the last one."""
-    T, size = u.shape[1], min(SEGMENT, u.shape[1])
+    T = u.shape[1]
     A_, B_ = discrete(dt, Lambda, P, B)
     C_ = 2 * torch.cat([C.real, -C.imag], -1)
-    power = torch.linalg.matrix_power
-    segment = power(A_, size)
-    whole = segment if T == size else power(segment, T // size) @ power(A_, T % size)
-    real, imag = ((C_ - (C_.unsqueeze(1) @ whole).squeeze(1)) / 2).chunk(2, -1)
+    squares = [A_]  # A_^{2^i}, up to that of a segment
+    while 1 << len(squares) <= min(SEGMENT, T):
+        squares.append(squares[-1] @ squares[-1])
+    transposed, size = [A.mT for A in squares], 1 << len(squares) - 1
+    real, imag = ((C_ - power(transposed, T, C_)) / 2).chunk(2, -1)
     y, _ = causal_conv(u, kernel(T, dt, Lambda, P, B, torch.complex(real, -imag)))
 
     pieces = F.pad(u, (0, 0, -T % size, 0)).unflatten(1, (-1, size))
-    left = torch.einsum("bjtd,dnt->jbdn", pieces, powers(A_, B_, size).flip(-1)).unbind(0)
+    left = torch.einsum("bjtd,dnt->jbdn", pieces, powers(squares, B_).flip(-1)).unbind(0)
     h = left[0]
     for piece in left[1:]:
-        h = torch.einsum("dnm,bdm->bdn", segment, h) + piece
+        h = power(squares, size, h) + piece
     if state is not None:
-        h = h + torch.einsum("dnm,bdm->bdn", whole, state)
-        read, carried = powers(A_.mT, (C_.unsqueeze(1) @ A_).squeeze(1), size), []
-        for _ in left:
-            carried.append(torch.einsum("bdn,dnt->btd", state, read))
-            state = torch.einsum("dnm,bdm->bdn", segment, state)
-        y = y + torch.cat(carried, 1)[:, :T]
+        h = h + power(squares, T, state)
+        carried = [state]
+        for _ in left[1:]:
+            carried.append(power(squares, size, carried[-1]))
+        read = powers(transposed, power(transposed, 1, C_))
+        y = y + torch.einsum("jbdn,dnt->bjtd", torch.stack(carried), read).flatten(1, 2)[:, :T]
     return y, h
 
 
@@ -107,12 +109,20 @@ def kernel(T: int, dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor) 
     return torch.fft.irfft(2 * (CB - CP * PB * (1 + w) / (1 + (1 + w) * PP)), T)
 
 
-def powers(A: Tensor, x: Tensor, n: int) -> Tensor:
-    """x, A x, ..., A^{n-1} x: (D, N, N), (D, N) -> (D, N, n)."""
+def power(squares: list[Tensor], n: int, x: Tensor) -> Tensor:
+    """A^n x, from A^{2^i}, (D, N, N) each, and x (..., D, N): products with a vector alone."""
+    steps = [A for i, A in enumerate(squares[:-1]) if n >> i & 1] + squares[-1:] * (n >> len(squares) - 1)
+    for A in steps:
+        x = torch.einsum("dnm,...dm->...dn", A, x)
+    return x
+
+
+def powers(squares: list[Tensor], x: Tensor) -> Tensor:
+    """x, A x, ..., A^{n-1} x, (D, N, n), from x (D, N) and A^{2^i} up to A^n."""
     out = x.unsqueeze(-1)
-    while out.shape[-1] < n:
-        out, A = torch.cat([out, A @ out], -1), A @ A
-    return out[..., :n]
+    for A in squares[:-1]:
+        out = torch.cat([out, A @ out], -1)
+    return out
 
 
 def parts(z: Tensor) -> Tensor:
