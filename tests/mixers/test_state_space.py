@@ -250,7 +250,8 @@ def test_rg_lru():
             for W, b in zip(m.gates, m.bias, strict=True)
         )
         a = (1 + m.Lambda.exp()) ** (-8 * r)
-        h = walk(a.unbind(1), ((1 - a**2).sqrt() * i * u).unbind(1))
+        first, *rest = ((1 - a**2).sqrt() * i * u).unbind(1)
+        h = walk(a.unbind(1), [i[:, 0] * u[:, 0], *rest])
         return m.out(h * F.gelu(z))
 
     agrees(make("rg_lru"), plain)
