@@ -8,6 +8,7 @@ from plain import HEADS, agrees, attend, conv, make, rms, rotate, split, unit
 from compare import budget
 from mixers import registry
 from mixers.ops.linear_attention import linear_attention
+from mixers.test_time.lact import NEWTON_SCHULZ, muon
 from models.backbone import Backbone
 
 FAMILIES = ("test_time", "memory")
@@ -174,21 +175,22 @@ def lact(m, x):
 
     def orthogonal(d):
         x = d / (d.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7)
-        for _ in range(5):
-            x = 3.4445 * x - 4.7750 * x @ x.mT @ x + 2.0315 * x @ x.mT @ x @ x.mT @ x
+        for a, b, c in NEWTON_SCHULZ:
+            x = a * x + b * x @ x.mT @ x + c * x @ x.mT @ x @ x.mT @ x
         return x
 
     heads = []
     for h in range(HEADS):
         first = [w[h].expand(len(x), -1, -1) for w in m.W]
         W, D, out = first, [torch.zeros_like(w) for w in first], []
+        fast_q, fast_k = rotate(unit(q[h])), rotate(unit(k[h]))
         for start in range(0, x.shape[1], m.chunk):
             part = slice(start, start + m.chunk)
-            out.append(f(unit(q[h][:, part]), W))
+            out.append(f(fast_q[:, part], W))
             new = []
             for i in range(3):
                 with torch.enable_grad():
-                    gain = (eta[h][:, part, i] * (f(unit(k[h][:, part]), W) * v[h][:, part]).sum(-1)).sum()
+                    gain = (eta[h][:, part, i] * (f(fast_k[:, part], W) * v[h][:, part]).sum(-1)).sum()
                     (G,) = torch.autograd.grad(gain, W[i], create_graph=True)
                 new.append(G + keep[h][:, part].mean(1, keepdim=True) * D[i])
             D = new
@@ -201,6 +203,13 @@ def lact(m, x):
 
 def test_lact():
     agrees(make("lact", chunk=5, window=4), lact)
+
+
+def test_lacts_steps_are_nearly_orthogonal():
+    d = torch.randn(3, 8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for step in (d, d.mT):
+        sizes = torch.linalg.svdvals(muon(step))
+        assert 0.9 < sizes.min() and sizes.max() < 1.1
 
 
 def test_lacts_steps_begin_small():
