@@ -174,18 +174,6 @@ def test_s4_convolution_is_its_scan():
     agrees(make("s4", d_state=8), plain)
 
 
-def test_s4_carries_its_scan_over_segments(monkeypatch):
-    import mixers.state_space.s4 as module
-
-    m, x = make("s4", d_state=8), torch.randn(2, 50, D, dtype=torch.float64)
-    whole, last = m(x)
-    monkeypatch.setattr(module, "SEGMENT", 4)
-    first, state = m(x[:, :19])
-    second, state = m(x[:, 19:], state)
-    torch.testing.assert_close(torch.cat([first, second], 1), whole)
-    torch.testing.assert_close(state, last)
-
-
 def test_s4_starts_as_hippo():
     m = registry.build("s4", 1, d_state=10)
     _, V = legs_normal(10)
