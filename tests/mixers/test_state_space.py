@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from plain import D, agrees, conv, make, rms, split
+from plain import D, agrees, conv, glu, make, rms, split
 
 from mixers import registry
 from mixers.layers import legs_normal
@@ -23,11 +23,6 @@ def walk(a, b):
         h = a_t * h + b_t
         out.append(h)
     return torch.stack(out, 1)
-
-
-def glu(linear, y):
-    value, gate = linear(F.gelu(y)).chunk(2, -1)
-    return value * gate.sigmoid()
 
 
 def selective(m, x):
@@ -312,6 +307,29 @@ def test_qrnn():
         return torch.stack(out, 1)
 
     agrees(make("qrnn"), plain)
+
+
+def steps(bias):
+    """The range of dt = softplus(bias)."""
+    dt = F.softplus(bias)
+    assert 1e-3 <= dt.min() * 1.001 and dt.max() <= 0.1001
+    return dt.max() / dt.min()
+
+
+def test_initial_steps_and_rates():
+    """Steps are log-uniform in 0.001 ... 0.1; times rates of 1 to 16, memories are 0.6 to 1000 tokens."""
+    torch.manual_seed(0)
+    mamba, mamba3, s4d = (registry.build(name, 256) for name in ("mamba", "mamba3", "s4d"))
+    assert steps(mamba.dt_bias) > 50 and (mamba.D == 1).all()
+    torch.testing.assert_close(mamba.A_log.exp(), torch.arange(1.0, 17).expand(512, -1))
+    assert mamba.dt.weight.abs().max() <= 0.25  # of 16 inputs
+    steps(mamba3.dt_bias)
+    assert (mamba3.D == 1).all() and (mamba3.bias_q == 1).all() and (mamba3.bias_k == 1).all()
+    for module in (s4d.ssm, registry.build("s4", 256), registry.build("s5", 16, d_state=512)):
+        dt = module.log_dt.exp()
+        assert 1e-3 <= dt.min() < 1.2e-3 and 0.08 < dt.max() <= 0.1
+    torch.testing.assert_close(s4d.ssm.log_A_real.exp(), torch.full((256, 32), 0.5))
+    torch.testing.assert_close(s4d.ssm.A_imag, (math.pi * torch.arange(32)).expand(256, -1))
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,15 @@ def test_ttt_mlp():
     agrees(mixer, lambda m, x: ttt(m, x, 4))
 
 
+def test_ttt_starts_as_the_official_code_does():
+    torch.manual_seed(0)
+    mixer = registry.build("ttt_mlp", 256)
+    for W in mixer.W:
+        assert 0.019 < W[:, :-1].std() < 0.021 and not W[:, -1].any()
+    assert 0.018 < mixer.lr.weight.std() < 0.022 and not mixer.lr.bias.any() and not mixer.r.any()
+    assert (mixer.scale == 1).all() and not mixer.shift.any()
+
+
 def titans(m, x, chunk):
     q, k, v = (split(z) for z in F.silu(conv(m.conv, m.qkv(x))).chunk(3, -1))
     alpha, eta, theta = (split(z, HEADS) for z in m.gates(x).sigmoid().chunk(3, -1))
@@ -110,6 +119,16 @@ def test_equal_keys_do_not_make_titans_explode(momentum):
         mixer.gates.bias.copy_(torch.tensor([-20.0, -20, momentum, momentum, 20, 20]))
     _, (_, (M, _), _) = mixer(torch.ones(1, 1024, 16))
     assert M[0].abs().max() < 10
+
+
+def test_memories_are_long_at_first():
+    """What is left after a token: of titans' weights, of its momentum, of MesaNet's pairs."""
+    alpha, eta, theta = registry.build("titans", 16).gates.bias.sigmoid().chunk(3)
+    torch.testing.assert_close(alpha, torch.full_like(alpha, 0.01))
+    assert (eta == 0.5).all() and (theta == 0.5).all()
+    gamma = registry.build("mesa_net", 16, n_heads=4).gates.bias[:4].sigmoid()
+    ages = -1 / gamma.log()
+    assert 20 < ages.min() < 21 and 400 < ages.max() < 410
 
 
 def mesa(m, x):
