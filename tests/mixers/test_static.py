@@ -79,3 +79,10 @@ def test_fixed_lengths_are_errors_beyond(name):
     mixer = make(name, causal=False, max_length=T - 1)
     with pytest.raises(ValueError, match=f"max_length={T - 1} and got {T} steps: raise task.max_length"):
         mixer(noise())
+
+
+def test_a_causal_gmlp_ends_at_max_length_in_pieces_too():
+    mixer = make("gmlp", max_length=T)
+    _, state = mixer(noise())
+    with pytest.raises(ValueError, match=f"max_length={T} and got {T + 1} steps"):
+        mixer(noise()[:, :1], state)
