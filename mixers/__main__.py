@@ -139,8 +139,9 @@ def check(name: str, overrides: dict[str, Any]) -> int:
     from mixers.testing import CHECKS
 
     failed = 0
-    for label, factory in candidates(name, overrides):
-        print(label)
+    found = list(candidates(name, overrides))
+    for i, (label, factory) in enumerate(found, 1):
+        print(label if len(found) == 1 else f"{label} ({i} of {len(found)})", flush=True)
         for function in CHECKS:
             title = getattr(function, "__name__", repr(function))
             try:
