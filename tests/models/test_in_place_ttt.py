@@ -11,8 +11,9 @@ from torch import nn
 
 from mixers import registry
 from mixers.base import Mixer
-from mixers.testing import CHECKS, check_remembers
-from models.backbone import Backbone
+from mixers.layers import ShortConv
+from mixers.testing import CHECKS, D
+from models.backbone import Backbone, Block, directed
 from models.in_place_ttt import InPlaceTTT, in_place_ttt
 from models.learner import groups
 from models.mlp import MLP
@@ -66,21 +67,25 @@ def test_it_is_its_mlp_and_linear_attention_over_earlier_chunks(T):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
-class Alone(Mixer):
-    """The MLP as a mixer, for the suite."""
+class Layer(Mixer):
+    """A whole block as a mixer, each of its parts with a state."""
 
-    def __init__(self, mlp):
+    def __init__(self, causal):
         super().__init__()
-        self.mlp = mlp
+        self.causal = causal
+        mixer = directed(registry.factory("gla"), D, causal, {})
+        conv = ShortConv(D, width=3, bias=False)
+        self.block = Block(D, mixer=mixer, mlp=trained(D, by=0.05).float(), local_conv=conv, dropout=0.0)
 
     def forward(self, x, state=None, mask=None):
-        return self.mlp(x, state)
+        y, state = self.block(x, state, mask)
+        return y, state if self.causal else None
 
 
-# alone, without a mixer that tells tokens their neighbours, it is no memory
-@pytest.mark.parametrize("check", [c for c in CHECKS if c is not check_remembers], ids=lambda check: check.__name__)
-def test_conformance(check):
-    check(lambda: Alone(trained(32, by=0.05).float()))
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("causal", [True, False])
+def test_conformance(causal, check):
+    check(lambda: Layer(causal))
 
 
 def test_initial_values_learn():
