@@ -1,7 +1,8 @@
 """Our engines against what is installed of their peers: forward and backward of the operation alone.
 
-    python -m benchmarks.ops                 # everything, about 25 minutes
-    python -m benchmarks.ops --only delta --length 2048
+    python -m benchmarks.ops                 # everything, about 30 minutes
+    python -m benchmarks.ops --only delta --length 2048 --tables peers slopes
+    python -m benchmarks.ops --seconds 2 --longest 16384     # roughly, in a few minutes
 
 One thread and CPU time. Our engines, in float32 and where it pays in bfloat16, and all peers, in float32, take turns in
 one process, so that a busy machine disturbs all alike: ratios are of times of the same turn, medians with their range.
@@ -36,7 +37,6 @@ from mixers.ops.selective_scan import selective_scan
 
 H, D, N = 4, 64, 16
 CHANNELS = H * D
-SECONDS = 30.0  # of CPU for the turns of one family at one length
 TURNS = 7
 Inputs = list[torch.Tensor]
 
@@ -102,7 +102,7 @@ class Family(NamedTuple):
     peers: dict[str, Callable]
     engines: tuple[str, ...] = ("torch", "native")
     half: bool = False  # measured in bfloat16 too
-    slopes: bool = True
+    longest: int = 131072  # where its slopes end; 0: it has none
 
 
 FAMILIES = {
@@ -144,9 +144,9 @@ FAMILIES = {
     "scan": Family(rows, first(scan), {"mambapy pscan": peers.mambapy_scan}),
     "scan, complex": Family(complex_rows, first(scan), {}),
     "causal convolution, L = T": Family(filtered, first(causal_conv), {}, engines=("torch",)),
-    "S5 layer": Family(layer, lambda x: s5(CHANNELS)(x)[0], {"s5-pytorch": peers.s5_layer}, slopes=False),
-    "attention": Family(heads, first(attention), {"SDPA, causal": peers.sdpa}, engines=("torch",), slopes=False),
-    "attention, a number per key": Family(faded, faded_attention, {}, engines=("torch",), slopes=False),
+    "S5 layer": Family(layer, lambda x: s5(CHANNELS)(x)[0], {"s5-pytorch": peers.s5_layer}, longest=0),
+    "attention": Family(heads, first(attention), {"SDPA, causal": peers.sdpa}, engines=("torch",), longest=8192),
+    "attention, a number per key": Family(faded, faded_attention, {}, engines=("torch",), longest=8192),
 }
 
 
@@ -194,8 +194,10 @@ def peak(op: Callable, inputs: Inputs, engine: str = "auto") -> int:
         return live.peak - before
 
 
-def versus(family: str, T: int) -> tuple[list[list[str]], list[list[str]]]:
-    """One length: lines of our engines, and lines of the peers with how many times as long they take."""
+def versus(family: str, T: int, seconds: float) -> tuple[list[list[str]], list[list[str]]]:
+    """One length: lines of our engines, and lines of the peers with how many times as long they take. A peer that takes
+    half the time by itself is measured once.
+    """
     torch.manual_seed(0)
     inputs = FAMILIES[family].make(T)
     calls = {ours.name: (FAMILIES[family].ours, ours.inputs(inputs), ours.engine) for ours in variants(family)}
@@ -206,15 +208,15 @@ def versus(family: str, T: int) -> tuple[list[list[str]], list[list[str]]]:
         except (ImportError, RuntimeError, AssertionError) as error:
             failed[name] = f"not measured: {str(error).splitlines()[0][:80]}"
             continue
-        if first_call > SECONDS / 2:
-            slow[name] = [first_call]  # once is enough to see that
+        if first_call > seconds / 2:
+            slow[name] = [first_call]
         else:
             calls[name] = (peer, inputs, "auto")
     for op, xs, engine in calls.values():
         cost(op, xs, engine)
     took: dict[str, list[float]] = {name: [] for name in calls}
     began = time.process_time()
-    while len(took[next(iter(took))]) < (2 if time.process_time() - began > SECONDS else TURNS):
+    while len(took[next(iter(took))]) < (2 if time.process_time() - began > seconds else TURNS):
         for name, call in calls.items():
             took[name].append(cost(*call))
     peaks = {name: peak(*call) for name, call in calls.items()}
@@ -302,7 +304,41 @@ def decode(context: int) -> list[list[str]]:
                     call()
                 took.setdefault((name, engine), []).append((time.process_time() - start) / 200)
     attend = took["SDPA over its keys and values", ""]
-    return [[*name, f"{median(t) * 1e6:.1f}", over(attend, t)] for name, t in took.items()]
+    return [[*name, f"{median(t) * 1e6:.1f}", over(attend, t), str(len(t))] for name, t in took.items()]
+
+
+def ceilings() -> list[list[str]]:
+    """What this machine reaches on one thread where nothing but arithmetic, or memory, is in the way."""
+
+    def best(call: Callable[[], Any]) -> float:
+        call()
+        took = []
+        for _ in range(TURNS):
+            start = time.process_time()
+            call()
+            took.append(time.process_time() - start)
+        return min(took)
+
+    lines = []
+    for dtype in (torch.float32, torch.bfloat16):
+        kind = str(dtype).removeprefix("torch.")
+        large, small = torch.randn(1024, 1024).to(dtype), torch.randn(512, 64, 64).to(dtype)
+        for name, x in (("1024 x 1024 matrix product", large), ("512 products of 64 x 64 matrices", small)):
+            flops = 2 * x.numel() * x.shape[-1]
+            lines.append([f"{kind}: {name}", f"{number(flops / best(lambda x=x: x @ x) / 1e9)} GFLOP/s"])
+    for name, n in (("in cache, 256 KiB", 2**15), ("in memory, 256 MiB", 2**25)):
+        x, y, many = torch.randn(n), torch.empty(n), 2**25 // n
+
+        def copies(x=x, y=y, many=many):
+            for _ in range(many):
+                y.copy_(x)
+
+        lines.append([f"copying {name} read and written", f"{number(8 * n * many / best(copies) / 1e9)} GB/s"])
+    x = torch.randn(2**14)
+    lines.append(
+        ["e^x, float32, in cache", f"{number(100 * len(x) / best(lambda: [x.exp() for _ in range(100)]) / 1e9)} G/s"]
+    )
+    return lines
 
 
 def micro(seconds: list[float], T: int) -> str:
@@ -352,46 +388,72 @@ def machine() -> str:
     )
 
 
+def peer_tables(families: list[str], options: argparse.Namespace) -> None:
+    mine, theirs = [], []
+    for family in families:
+        for T in options.length:
+            ours, others = versus(family, T, options.seconds)
+            mine, theirs = mine + ours, theirs + others
+            print(".", end="", file=sys.stderr, flush=True)
+    show("Ours, forward and backward", ["operation", "tokens", "engine", "us/token", "peak MiB", "N"], mine)
+    head = ["operation", "tokens", "peer, float32", "us/token", "peak MiB"]
+    show("Peers, and peer / ours", [*head, *(f"/ {ours.name}" for ours in COLUMNS), "N"], theirs)
+
+
+def slope_table(families: list[str], options: argparse.Namespace) -> None:
+    """Attention takes quadratic time: it ends earlier, and its memory is what counts."""
+    lines = (
+        slopes(name, ours, min(options.longest, FAMILIES[name].longest))
+        for name in families
+        for ours in variants(name)
+        if FAMILIES[name].longest
+    )
+    show("Slopes", ["operation", "engine", "tokens", "us/token", "of time", "of memory"], lines)
+
+
+def crossover_table(families: list[str], options: argparse.Namespace) -> None:
+    lines = (
+        crossover(name, ours)
+        for name in families
+        if FAMILIES[name].half
+        for ours in variants(name)
+        if ours.dtype == torch.float32
+    )
+    show("Shortest sequence at which SDPA is not faster", ["operation", "engine", "tokens"], lines)
+
+
+def decode_table(families: list[str], options: argparse.Namespace) -> None:
+    show("Decoding, context 100,000", ["operation", "engine", "us", "SDPA / this", "N"], decode(100_000))
+
+
+def ceiling_table(families: list[str], options: argparse.Namespace) -> None:
+    show("Ceilings of this machine", ["what", "reached"], ceilings())
+
+
+TABLES = {
+    "ceilings": ceiling_table,
+    "peers": peer_tables,
+    "slopes": slope_table,
+    "crossover": crossover_table,
+    "decode": decode_table,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="families whose name contains this")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--length", type=int, nargs="+", default=[2048, 8192])
-    parser.add_argument("--longest", type=int, default=131072, help="where the slopes end; 0 for none")
+    parser.add_argument("--longest", type=int, default=131072, help="where the slopes end")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of CPU, for the turns of a family at a length")
     options = parser.parse_args()
     torch.set_num_threads(1)
     families = [name for name in FAMILIES if options.only in name]
     if not families:
         sys.exit(f"error: no family contains '{options.only}'; there are: {', '.join(FAMILIES)}")
     print(f"{machine()}; one thread, CPU time")
-    mine, theirs = [], []
-    for family in families:
-        for T in options.length:
-            ours, others = versus(family, T)
-            mine, theirs = mine + ours, theirs + others
-            print(".", end="", file=sys.stderr, flush=True)
-    show("Ours, forward and backward", ["operation", "tokens", "engine", "us/token", "peak MiB", "N"], mine)
-    head = ["operation", "tokens", "peer, float32", "us/token", "peak MiB"]
-    show("Peers, and peer / ours", [*head, *(f"/ {ours.name}" for ours in COLUMNS), "N"], theirs)
-    if options.longest:
-        head = ["operation", "engine", "tokens", "us/token", "of time", "of memory"]
-        sloping = [name for name in families if FAMILIES[name].slopes]
-        lines = (slopes(name, ours, options.longest) for name in sloping for ours in variants(name))
-        show("Slopes", head, lines)
-        attending = [name for name in families if name.startswith("attention")]
-        show("Slopes, attention", head, (slopes(n, COLUMNS[0], min(options.longest, 8192)) for n in attending))
-    crossing = [
-        (name, ours)
-        for name in families
-        if FAMILIES[name].half
-        for ours in variants(name)
-        if ours.dtype == torch.float32
-    ]
-    show(
-        "Shortest sequence at which SDPA is not faster",
-        ["operation", "engine", "tokens"],
-        (crossover(*x) for x in crossing),
-    )
-    show("Decoding, context 100,000", ["operation", "engine", "us", "SDPA / this"], decode(100_000))
+    for table in options.tables:
+        TABLES[table](families, options)
 
 
 if __name__ == "__main__":

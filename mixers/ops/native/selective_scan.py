@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixers.ops.native.calls import FLOATS, at, dense, kernel, plain, recorded, refuse_a_second_derivative, view
+from mixers.ops.native.calls import FLOATS, at, dense, floats, kernel, plain, recorded, refuse_a_second_derivative, view
 
 W, SPAN = 16, 32  # selective_scan.c's
 FORWARD = "iiii pppppp ppp pii"
@@ -20,7 +20,7 @@ def serves(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, st
 
 
 def selective_scan(x, dt, A, B, C, D, state=None) -> tuple[Tensor, Tensor]:
-    state = torch.zeros(x.shape[0], *A.shape) if state is None else state.float()
+    state = x.new_zeros(x.shape[0], *A.shape, dtype=torch.float32) if state is None else state.float()
     inputs = (*map(dense, (x, dt)), A, *map(dense, (B, C)), D, state)
     return _SelectiveScan.apply(*inputs) if recorded(*inputs) else forward(False, *inputs)[:2]
 
@@ -40,9 +40,9 @@ def forward(keep, x, dt, A, B, C, D, state):
     padded, threads = rates.shape[1], torch.get_num_threads()
     if S.data_ptr() == state.data_ptr():
         S = S.clone()  # the kernel writes into it
-    starts = torch.empty(batch, -(-T // SPAN), N, padded) if keep else None
+    starts = floats(batch, -(-T // SPAN), N, padded) if keep else None
     room = W * (N + 3 * SPAN) + padded_to(2 * SPAN * N)
-    scratch = torch.empty(pieces(padded, threads) * batch, room)
+    scratch = floats(pieces(padded, threads) * batch, room)
     skip = F.pad(D.float(), (0, padded - width))
     kernel("selective_scan_forward", FORWARD)(
         *(batch, T, N, padded, view(x), view(dt), at(rates), view(B), view(C), at(skip)),
@@ -69,10 +69,10 @@ class _SelectiveScan(torch.autograd.Function):
         padded = rates.shape[1]
         many = pieces(padded, threads)
         dx, ddt = (torch.empty_like(z, memory_format=torch.contiguous_format) for z in (x, dt))
-        dA, dskip = torch.zeros(batch, N, padded), torch.zeros(batch, padded)
-        dB, dC = torch.empty(batch, many, T, N), torch.empty(batch, many, T, N)
+        dA, dskip = floats(batch, N, padded).zero_(), floats(batch, padded).zero_()
+        dB, dC = floats(batch, many, T, N), floats(batch, many, T, N)
         room = W * (3 * N + 5 * SPAN + 4 * SPAN * N) + padded_to(2 * SPAN * N)
-        scratch = torch.empty(batch * many, room)
+        scratch = floats(batch * many, room)
         skip = F.pad(D.float(), (0, padded - width))
         kernel("selective_scan_backward", BACKWARD)(
             *(batch, T, N, padded, view(x), view(dt), at(rates), view(B), view(C), at(skip), at(starts)),
