@@ -6,9 +6,9 @@ from torch import Tensor
 
 from mixers.ops.native.calls import FLOATS, at, dense, floats, kernel, plain, recorded, refuse_a_second_derivative, view
 
-W, SPAN = 16, 32  # selective_scan.c's
-FORWARD = "iiii pppppp ppp pii"
-BACKWARD = "iiii ppppppp ppp ppppp pii"
+W, SPAN = 16, 32  # selective_scan.c's, W at its widest
+FORWARD = "iiii pppppp ppp piii"
+BACKWARD = "iiii ppppppp ppp ppppp piii"
 
 
 def serves(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None = None) -> bool:
@@ -42,11 +42,12 @@ def forward(keep, x, dt, A, B, C, D, state):
         S = S.clone()  # the kernel writes into it
     starts = floats(batch, -(-T // SPAN), N, padded) if keep else None
     room = W * (N + 3 * SPAN) + padded_to(2 * SPAN * N)
-    scratch = floats(pieces(padded, threads) * batch, room)
+    many = pieces(padded, threads)
+    scratch = floats(batch * many, room)
     skip = F.pad(D.float(), (0, padded - width))
     kernel("selective_scan_forward", FORWARD)(
         *(batch, T, N, padded, view(x), view(dt), at(rates), view(B), view(C), at(skip)),
-        *(at(S), view(y), at(starts), at(scratch), room, threads),
+        *(at(S), view(y), at(starts), at(scratch), room, many, threads),
     )
     return y, channels_first(S, width), starts
 
@@ -76,7 +77,20 @@ class _SelectiveScan(torch.autograd.Function):
         skip = F.pad(D.float(), (0, padded - width))
         kernel("selective_scan_backward", BACKWARD)(
             *(batch, T, N, padded, view(x), view(dt), at(rates), view(B), view(C), at(skip), at(starts)),
-            *(view(dy), view(dx), view(ddt), at(dA), at(dB), at(dC), at(dskip), at(dS), at(scratch), room, threads),
+            *(
+                view(dy),
+                view(dx),
+                view(ddt),
+                at(dA),
+                at(dB),
+                at(dC),
+                at(dskip),
+                at(dS),
+                at(scratch),
+                room,
+                many,
+                threads,
+            ),
         )
         dB, dC = (z.squeeze(1) if many == 1 else z.sum(1) for z in (dB, dC))
         grads = dx, ddt, channels_first(dA.sum(0), width), dB, dC, dskip.sum(0)[:width]
