@@ -1,8 +1,8 @@
 /* h_t = e^{dt_t A} h_{t-1} + (dt_t x_t) B_t^T,  y_t = h_t C_t + D x_t, with W channels in a vector.
 
-   x, dt, y (B, T, D) and B, C (B, T, N) have strides; A is (N, D) here, and states are (B, N, D), both padded to a
-   multiple of W channels. States are written out once per SPAN tokens, and computed again between for the gradients,
-   of which dB and dC need sums over channels: those stay vectors until all channels are in. */
+   x, dt, y (B, T, D) and B, C (B, T, N) have strides; A is (N, D) here, and states are (B, N, D), both padded to whole
+   vectors of channels, or more. States are written out once per SPAN tokens, and computed again between for the
+   gradients, of which dB and dC need sums over channels: those stay vectors until all channels are in. */
 
 #include "vec.h"
 
@@ -45,7 +45,7 @@ void selective_scan_forward(int64_t batch, int64_t T, int64_t N, int64_t D, cons
                             const float *A, const tensor *B, const tensor *C, const float *skip, float *state,
                             const tensor *y, float *starts, float *scratch, int64_t room, int64_t pieces,
                             int64_t threads) {
-    int64_t blocks = D / W, spans = (T + SPAN - 1) / SPAN;
+    int64_t blocks = (x->width + W - 1) / W, spans = (T + SPAN - 1) / SPAN;
 #pragma omp parallel for if (threads > 1) num_threads(threads)
     for (int64_t i = 0; i < batch * pieces; i++) {
         int64_t b = i / pieces, from = blocks * (i % pieces) / pieces, to = blocks * (i % pieces + 1) / pieces;
@@ -78,7 +78,7 @@ void selective_scan_backward(int64_t batch, int64_t T, int64_t N, int64_t D, con
                              const tensor *dy, const tensor *dx, const tensor *ddt, float *dA, float *dB, float *dC,
                              float *dskip, float *dstate, float *scratch, int64_t room, int64_t pieces,
                              int64_t threads) {
-    int64_t blocks = D / W, spans = (T + SPAN - 1) / SPAN;
+    int64_t blocks = (x->width + W - 1) / W, spans = (T + SPAN - 1) / SPAN;
 #pragma omp parallel for if (threads > 1) num_threads(threads)
     for (int64_t i = 0; i < batch * pieces; i++) {
         int64_t b = i / pieces, from = blocks * (i % pieces) / pieces, to = blocks * (i % pieces + 1) / pieces;
