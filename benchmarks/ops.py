@@ -278,7 +278,7 @@ def crossover(family: str, ours: Ours) -> list[str]:
 
 
 @torch.no_grad()
-def decode(context: int) -> list[list[str]]:
+def decode(context: int, each: int = 200) -> list[list[str]]:
     """One token with what is carried after `context` tokens: microseconds, and how much faster than attention."""
     q, k, v, beta, g = delta(1)
     keys, values, S = torch.randn(1, H, context, D), torch.randn(1, H, context, D), torch.randn(1, H, D, D)
@@ -300,9 +300,9 @@ def decode(context: int) -> list[list[str]]:
             for name, call in calls.items():
                 call()
                 start = time.process_time()
-                for _ in range(200):
+                for _ in range(each):
                     call()
-                took.setdefault((name, engine), []).append((time.process_time() - start) / 200)
+                took.setdefault((name, engine), []).append((time.process_time() - start) / each)
     attend = took["SDPA over its keys and values", ""]
     return [[*name, f"{median(t) * 1e6:.1f}", over(attend, t), str(len(t))] for name, t in took.items()]
 
@@ -441,14 +441,14 @@ TABLES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="families whose name contains this")
+    parser.add_argument("--only", default="", help="the family of this name, or those whose name contains it")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--length", type=int, nargs="+", default=[2048, 8192])
     parser.add_argument("--longest", type=int, default=131072, help="where the slopes end")
     parser.add_argument("--seconds", type=float, default=30.0, help="of CPU, for the turns of a family at a length")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    families = [name for name in FAMILIES if options.only in name]
+    families = [name for name in FAMILIES if name == options.only] or [n for n in FAMILIES if options.only in n]
     if not families:
         sys.exit(f"error: no family contains '{options.only}'; there are: {', '.join(FAMILIES)}")
     print(f"{machine()}; one thread, CPU time")
