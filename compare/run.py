@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import wandb
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
@@ -78,6 +77,8 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
         record |= {"outcome": "impossible", "reason": f"looks ahead: {cause}"}
     finally:
         if logger is not None:
+            import wandb  # only where it is asked for: it takes seconds, and runs do without it
+
             wandb.finish(exit_code=0 if record["outcome"] == "finished" else 1)
     served = {op: sorted(names) for op, names in sorted(engines.ran.items())}
     record["engine_details"] = {"why": engine.why, "served": served}

@@ -85,11 +85,16 @@ def obstacle(name: str) -> str:
         except Unavailable as error:
             return str(error)
         return ""
-    return "this version has no adapter to flash-linear-attention"
+    from mixers.ops.fla import calls
+
+    return calls.obstacle()
 
 
-def fused(op: str, *tensors: Tensor | None) -> Callable[..., Any] | None:
-    """What is to be called instead of the torch engine with just these arguments; None where torch serves."""
+def fused(op: str, *tensors: Tensor | None, special: bool = False) -> Callable[..., Any] | None:
+    """What is to be called instead of the torch engine with just these arguments; None where torch serves.
+
+    special: it is a case of another op, which is asked next, and will say itself what served.
+    """
     if torch.compiler.is_compiling():
         return None
     device = next(x for x in tensors if x is not None).device.type
@@ -98,6 +103,8 @@ def fused(op: str, *tensors: Tensor | None) -> Callable[..., Any] | None:
     name = choice(device).name
     module = None if name == "torch" else kernels(name, op)
     if module is None or not module.serves(*tensors):
+        if special:
+            return None
         name, module = "torch", None
     ran.setdefault(op, set()).add(name)
     return None if module is None else getattr(module, op)
