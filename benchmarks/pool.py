@@ -1,13 +1,13 @@
 """Tasks in processes that may fail, hang or die without taking the others along.
 
-A task is (name, function of this package's modules, its keyword arguments, seconds it may take); its result is what the
-function returns, a dictionary, or {"error": one line}.
+A task is (name, function of a module, its keyword arguments, seconds it may take); its result is what the function
+returns, a dictionary, or {"error": one line, "trace": the end of it}.
 """
 
 import multiprocessing
-import os
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
@@ -105,7 +105,7 @@ def outcome(task: Task) -> dict:
     try:
         result = task.function(**task.arguments)
     except Exception as error:  # whatever it raises is what is to be known
-        result = {"error": one_line(error)}
+        result = {"error": one_line(error), "trace": traceback.format_exc(limit=-3).splitlines()[-12:]}
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return result | {"took": round(time.monotonic() - start, 2)}
@@ -119,7 +119,3 @@ def one_line(error: BaseException) -> str:
     text = str(error).strip().splitlines() or [""]
     kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
     return f"{kind}{text[0]}"[:200]
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
