@@ -118,4 +118,5 @@ def alarm(number: int, frame) -> None:
 def one_line(error: BaseException) -> str:
     text = str(error).strip().splitlines() or [""]
     kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-    return f"{kind}{text[0]}"[:200]
+    line = f"{kind}{text[0]}"
+    return line if len(line) <= 200 else f"{line[:100]} ... {line[-95:]}"

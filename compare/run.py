@@ -65,7 +65,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
             record |= {"outcome": "finished", "validation": learner.scores["validation"]["all"]}
         else:
             trainer.test(learner, data, verbose=False)
-            record |= outcome_of(cfg, learner, data)
+            record |= outcome_of(cfg, learner, data, "cuda" if on_gpu else "cpu")
     except Diverged as error:
         record |= {"outcome": "diverged", "reason": str(error)}
     except Interrupted as error:
@@ -214,12 +214,13 @@ class StopBetweenSteps(Callback):
         self._before = {}
 
 
-def outcome_of(cfg: DictConfig, learner: Learner, data: Any) -> dict:
-    """What a finished run is worth and what it cost."""
+def outcome_of(cfg: DictConfig, learner: Learner, data: Any, device: str) -> dict:
+    """What a finished run is worth and what it cost, measured on the device that it ran on."""
     test = learner.scores["test"]
     length = cfg.task.length if learner.not_run else cfg.task.max_length  # what it can run
     make = functools.partial(instantiate, cfg.model)
-    batch = next(iter(data.train_dataloader()))
+    learner.to(device)  # which the Trainer has left
+    batch = tuple(x.to(device) for x in next(iter(data.train_dataloader())))
     run = [s for s in data.segments("test") if s.name not in learner.not_run]
     lengths = {length, *(s.tokens.shape[-1] for s in run)}
     return {
