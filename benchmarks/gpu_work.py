@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` does in processes of its own: each function is one task, and returns what goes into the JSON."""
+"""What `benchmarks.gpu` does in processes of its own: a function is a task, and returns what goes into the JSON."""
 
 import functools
 import platform
@@ -62,7 +62,7 @@ def variant(label: str) -> Callable:
 
 
 def conform(label: str, check: str, dtype: str, engine: str, device: str) -> dict:
-    """One check of the conformance suite, and what served; FLA's kernels untuned, which here would take all the time."""
+    """One check of the conformance suite, and what served; FLA's kernels untuned, which would take all the time."""
     engines.use(engine, device)
     engines.ran.clear()
     if engine == "fla":

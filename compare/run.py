@@ -220,7 +220,7 @@ def outcome_of(cfg: DictConfig, learner: Learner, data: Any, device: str) -> dic
     length = cfg.task.length if learner.not_run else cfg.task.max_length  # what it can run
     make = functools.partial(instantiate, cfg.model)
     learner.to(device)  # which the Trainer has left
-    batch = tuple(x.to(device) for x in next(iter(data.train_dataloader())))
+    batch = tuple(None if x is None else x.to(device) for x in next(iter(data.train_dataloader())))
     run = [s for s in data.segments("test") if s.name not in learner.not_run]
     lengths = {length, *(s.tokens.shape[-1] for s in run)}
     return {

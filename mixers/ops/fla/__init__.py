@@ -1,4 +1,4 @@
-"""flash-linear-attention's Triton kernels behind the recurrent ops, on CUDA: one module per op says which kernel serves.
+"""flash-linear-attention's Triton kernels behind the recurrent ops, on CUDA: a module per op says which kernel serves.
 
 Every module has `serves`, which says whether these inputs are what a kernel takes, and a function that is called like
 its op. The rest (float64, a single token, narrow heads, complex numbers) is the torch engine's. float32 products run on
