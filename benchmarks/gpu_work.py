@@ -72,13 +72,11 @@ def conform(label: str, check: str, dtype: str, engine: str, device: str) -> dic
     return {"served": {op: sorted(names) for op, names in engines.ran.items()}}
 
 
-@functools.cache
 def untuned() -> None:
-    """Of each kernel's configurations the first one serves."""
+    """The first of each kernel's configurations serves."""
     from triton.runtime.autotuner import Autotuner
 
-    all_of_them = Autotuner.prune_configs
-    Autotuner.prune_configs = lambda self, values: all_of_them(self, values)[:1]
+    Autotuner._bench = lambda self, *arguments, **more: [0.0, 0.0, 0.0]
 
 
 def against_definition(name: str, engine: str, dtype: str, device: str, sizes: Sizes, T: int) -> dict:
@@ -129,7 +127,7 @@ def everything(op: Callable, given: dict, leaves: dict, layout: Callable) -> dic
 
 def error(a: Tensor, b: Tensor) -> float:
     wide = torch.complex128 if b.is_complex() else torch.float64
-    difference = (a.detach().to(wide) - b.detach()).abs().max() / b.detach().abs().max().clamp(min=1e-30)
+    difference = (a.detach().to(wide) - b.detach()).abs().max() / b.detach().abs().max().clamp(min=1e-9)
     return difference.item()
 
 
