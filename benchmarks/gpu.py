@@ -107,17 +107,21 @@ class Bench:
                 tasks.append(Task(f"{label} {dtype} {engine} {check}", gpu_work.conform, arguments, 30))
         return self.go("conformance", tasks, self.workers, seconds)
 
+    def engines(self, name: str) -> list[str]:
+        """What can be asked for this case: own is what FLA or torch offers, forced what FLA refuses."""
+        if self.tiny:
+            return ["torch"] + ["own"] * (name == "attention")
+        fla = CASES[name].op.__name__ in FLA_OPS
+        return ["torch"] + ["fla"] * fla + ["own"] * (name in OWN) + ["forced"] * (name in FORCED)
+
     def exactness(self, seconds: float) -> None:
-        T = 20 if self.tiny else 130
-        common = {"device": self.device, "sizes": self.sizes, "T": T}
-        engines = ("torch",) if self.tiny else ("torch", "fla", "own")
+        common = {"device": self.device, "sizes": self.sizes}
         tasks = []
-        for name in CASES:
-            for dtype in gpu_work.DTYPES:
-                for engine in (*engines, *(("forced",) if name in FORCED and not self.tiny else ())):
-                    if engine != "own" or name in OWN:
-                        arguments = {"name": name, "engine": engine, "dtype": dtype, **common}
-                        tasks.append(Task(f"{name} {dtype} {engine}", gpu_work.against_definition, arguments, seconds))
+        for name, dtype in itertools.product(CASES, gpu_work.DTYPES):
+            T = 20 if self.tiny else 40 if name == "log_linear" else 130  # whose definition grows with T^2
+            for engine in self.engines(name):
+                arguments = {"name": name, "engine": engine, "dtype": dtype, "T": T, **common}
+                tasks.append(Task(f"{name} {dtype} {engine}", gpu_work.against_definition, arguments, seconds))
         self.go("exactness", tasks, self.workers, seconds)
 
     def speed(self, seconds: float) -> None:
@@ -127,10 +131,7 @@ class Bench:
         for T in self.lengths if "ops" in self.what else []:
             size = {"B": self.tokens // T, "T": T, **common}
             for name in CASES:
-                engines = ["torch"] if self.tiny else ["torch", "fla"]
-                engines += ["own"] if name in OWN and (not self.tiny or name == "attention") else []
-                engines += ["forced"] if name in FORCED and not self.tiny else []
-                for engine in engines:
+                for engine in self.engines(name):
                     arguments = {"name": name, "engine": engine, "sizes": self.sizes, **size}
                     tasks.append(Task(f"{name} {engine} T={T}", gpu_work.op_speed, arguments, 40))
         mixers = list(dict.fromkeys(label.rpartition("-")[0] for label in self.labels))

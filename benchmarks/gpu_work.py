@@ -1,6 +1,7 @@
 """What `benchmarks.gpu` does in processes of its own: a function is a task, and returns what goes into the JSON."""
 
 import functools
+import importlib
 import platform
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from benchmarks.gpu_cases import CASES, OWN, Sizes, inputs, streams
 from mixers import registry, testing
 from mixers.ops import engines
+from mixers.ops.fla import calls
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PACKAGES = ("torch", "triton", "fla-core", "pytorch-lightning", "numpy")
@@ -29,8 +31,6 @@ def machine(device: str) -> dict:
             versions[name] = None
     cuda = device == "cuda"
     gpu = torch.cuda.get_device_properties(0) if cuda else None
-    from mixers.ops.fla import calls
-
     return {
         "device": gpu.name if gpu else platform.processor() or platform.machine(),
         "memory_gib": round(gpu.total_memory / 2**30, 1) if gpu else None,
@@ -98,20 +98,19 @@ def against_definition(name: str, engine: str, dtype: str, device: str, sizes: S
 def prepared(name: str, engine: str, leaves: dict, device: str) -> tuple[Callable, dict, Callable[[], Any]]:
     """The function, what it is to be given, and what will have served."""
     if engine in ("own", "forced"):
-        if engine == "forced":
-            force()
         own, function = OWN[name]
+        if own == "FLA" and device == "cuda":
+            refuse(engine != "forced")
         return function, (streams(leaves) if own == "FLA" else leaves), lambda: own
     engines.use(engine, device)
     engines.ran.clear()
     return CASES[name].op, leaves, lambda: {op: sorted(names) for op, names in engines.ran.items()}
 
 
-def force() -> None:
-    """Lets FLA run what it refuses with this Triton: to see how wrong it is."""
-    import fla.ops.common.chunk_o as module
-
-    module.TRITON_ABOVE_3_7_1 = True
+def refuse(as_usual: bool) -> None:
+    """Whether FLA refuses what this Triton miscompiles, or runs it all the same: to see how wrong it is."""
+    module = importlib.import_module("fla.ops.common.chunk_o")
+    module.TRITON_ABOVE_3_7_1 = not (as_usual and calls.excluded())
 
 
 def everything(op: Callable, given: dict, leaves: dict, layout: Callable) -> dict[str, Tensor]:

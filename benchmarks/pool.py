@@ -4,6 +4,7 @@ A task is (name, function of a module, its keyword arguments, seconds it may tak
 returns, a dictionary, or {"error": one line, "trace": the end of it}.
 """
 
+import gc
 import multiprocessing
 import signal
 import time
@@ -96,7 +97,14 @@ def serve(connection: Connection) -> None:
             task = connection.recv()
         except EOFError:
             return
-        connection.send(outcome(task))
+        result = outcome(task)
+        if torch.cuda.is_initialized():  # the other processes need what this one keeps
+            gc.collect()
+            try:
+                torch.cuda.empty_cache()
+            except RuntimeError as error:  # of a kernel that has only now failed
+                result = {"error": one_line(error)} | result
+        connection.send(result)
 
 
 def outcome(task: Task) -> dict:

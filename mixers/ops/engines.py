@@ -64,7 +64,7 @@ def choice(device: str) -> Choice:
             return Choice("torch", f"there is no other for {device}")
         missing = obstacle(own)
         if not missing:
-            return Choice(own, f"the fastest for {device}")
+            return Choice(own, f"the fastest for {device}{remark(own)}")
         log.warning("the torch engine serves, slower than %s: %s", own, missing)
         return Choice("torch", f"{own} is not there: {missing}")
     if DEVICES[asked] != device:
@@ -72,7 +72,16 @@ def choice(device: str) -> Choice:
     missing = obstacle(asked)
     if missing:
         raise ValueError(f"the engine {asked} was asked for and is not there: {missing}")
-    return Choice(asked, "asked for")
+    return Choice(asked, f"asked for{remark(asked)}")
+
+
+def remark(name: str) -> str:
+    """What else a reader of results should know of an engine that serves here."""
+    if name != "fla":
+        return ""
+    from mixers.ops.fla import calls
+
+    return f"; {calls.EXCLUSION}" if calls.excluded() else ""
 
 
 def obstacle(name: str) -> str:

@@ -16,6 +16,9 @@ HALF = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *HALF)
 NARROWEST, WIDEST = 16, 256  # of keys: tensor cores multiply no less than 16, and most kernels hold no more than 256
 FORGOTTEN = -30.0  # a log-decay below is as good as -inf, of which the kernels would take differences: exp(-30) = 1e-13
+EXCLUSION = (
+    "kernels per channel serve scalar decays too, since this Triton miscompiles the gradient of theirs on Hopper"
+)
 
 
 def obstacle() -> str:
