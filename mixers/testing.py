@@ -63,11 +63,11 @@ def check_mixer(
     by how much.
     """
     global _setting
-    if checks is None:
-        checks = ABOUT_NUMBERS if setting.dtype == torch.bfloat16 else CHECKS
+    if checks is None and setting.dtype == torch.bfloat16:
+        checks = ABOUT_NUMBERS
     before, _setting = _setting, setting
     try:
-        for check in checks:
+        for check in CHECKS if checks is None else checks:
             half = setting.dtype == torch.bfloat16 and check is not check_autocast
             # without the cache, which would keep the weights of the first of several steps
             with torch.autocast(setting.device, dtype=torch.bfloat16, enabled=half, cache_enabled=False):
@@ -322,7 +322,7 @@ def check_copies(factory: Factory) -> None:
         assert torch.equal(mixer(x)[0], expected), f"{how} shares parameters with the original"
 
 
-ABOUT_NUMBERS = [
+ABOUT_NUMBERS: list[Callable[[Factory], None]] = [
     check_causality,
     check_law,
     check_padding,

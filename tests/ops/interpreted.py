@@ -2,7 +2,8 @@
 
 The interpreter runs kernels on CPU tensors by numpy. What it lacks, on the versions of constraints.txt: loop variables
 of `range` are plain integers where kernels use them as tensors; names that a module gave to functions of
-triton.language stay the compiler's; masks may be integers; and bfloat16, which numpy has not, is kept as bits. Nothing
+triton.language stay the compiler's; masks may be integers; and bfloat16, which numpy has not, is kept
+as bits. Nothing
 is tuned: the first configuration of a kernel serves.
 """
 
@@ -94,6 +95,7 @@ def dotted(function):
 
 InterpreterBuilder.create_masked_load = masked(InterpreterBuilder.create_masked_load, 1)
 InterpreterBuilder.create_masked_store = masked(InterpreterBuilder.create_masked_store, 2)
+InterpreterBuilder.get_bf16 = lambda self, value: narrow(TensorHandle(np.array([value], np.float32), tl.float32))
 InterpreterBuilder.create_dot = dotted(InterpreterBuilder.create_dot)
 for name in ("binary_op", "unary_op", "ternary_op"):
     setattr(InterpreterBuilder, name, in_float32(getattr(InterpreterBuilder, name)))
