@@ -2,8 +2,7 @@
 
 The interpreter runs kernels on CPU tensors by numpy. What it lacks, on the versions of constraints.txt: loop variables
 of `range` are plain integers where kernels use them as tensors; names that a module gave to functions of
-triton.language stay the compiler's; masks may be integers; and bfloat16, which numpy has not, is kept
-as bits. Nothing
+triton.language stay the compiler's; masks may be integers; and bfloat16, which numpy has not, is kept as bits. Nothing
 is tuned: the first configuration of a kernel serves.
 """
 
