@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import wandb
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
@@ -66,7 +65,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
             record |= {"outcome": "finished", "validation": learner.scores["validation"]["all"]}
         else:
             trainer.test(learner, data, verbose=False)
-            record |= outcome_of(cfg, learner, data)
+            record |= outcome_of(cfg, learner, data, "cuda" if on_gpu else "cpu")
     except Diverged as error:
         record |= {"outcome": "diverged", "reason": str(error)}
     except Interrupted as error:
@@ -78,6 +77,8 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
         record |= {"outcome": "impossible", "reason": f"looks ahead: {cause}"}
     finally:
         if logger is not None:
+            import wandb  # only where it is asked for: it takes seconds, and runs do without it
+
             wandb.finish(exit_code=0 if record["outcome"] == "finished" else 1)
     served = {op: sorted(names) for op, names in sorted(engines.ran.items())}
     record["engine_details"] = {"why": engine.why, "served": served}
@@ -213,12 +214,13 @@ class StopBetweenSteps(Callback):
         self._before = {}
 
 
-def outcome_of(cfg: DictConfig, learner: Learner, data: Any) -> dict:
-    """What a finished run is worth and what it cost."""
+def outcome_of(cfg: DictConfig, learner: Learner, data: Any, device: str) -> dict:
+    """What a finished run is worth and what it cost, measured on the device that it ran on."""
     test = learner.scores["test"]
     length = cfg.task.length if learner.not_run else cfg.task.max_length  # what it can run
     make = functools.partial(instantiate, cfg.model)
-    batch = next(iter(data.train_dataloader()))
+    learner.to(device)  # which the Trainer has left
+    batch = tuple(None if x is None else x.to(device) for x in next(iter(data.train_dataloader())))
     run = [s for s in data.segments("test") if s.name not in learner.not_run]
     lengths = {length, *(s.tokens.shape[-1] for s in run)}
     return {

@@ -104,6 +104,8 @@ def show(name: str) -> int:
     engine = engines.choice("cpu")
     served = ", ".join(f"{op} by {' and '.join(sorted(names))}" for op, names in sorted(engines.ran.items()))
     print(f"engine: {engine.name}, {engine.why}; {served or 'nothing here needs one'}")
+    missing = engines.obstacle("fla")
+    print(f"on CUDA: {f'torch, since {missing}' if missing else 'fla, where it has a kernel'}")
     print(f"parameters at d_model={WIDTH}: {parameters:,}")
     print(f"std of the output at initialisation, for an input of std 1: {std:.3g}")
     effects = memory(registry.factory(name, length=SHORT))
