@@ -169,6 +169,9 @@ def _count(call: Callable[[], object]) -> int:
     return counter.flops - hidden.flops
 
 
+KNOWN: dict[tuple, tuple] = {}  # what Counter remembers
+
+
 class Counter(TorchDispatchMode):
     """Adds up FLOPs of operations on meta, by torch's own formulas and those below.
 
@@ -179,23 +182,22 @@ class Counter(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.flops = 0
-        self.known: dict[tuple, tuple] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func.is_view:
             return func(*args, **kwargs)
         key = (func, _signature(args), _signature(tuple(kwargs.items())))
-        if key not in self.known:
+        if key not in KNOWN:
             out = func(*args, **kwargs)
             formula = FORMULAS.get(func._overloadpacket)
             flops = formula(*args, **kwargs, out_val=out) if formula else 0
             self.flops += flops
             parts = out if isinstance(out, tuple | list) else (out,)
             if not func._schema.is_mutable and all(isinstance(part, Tensor) and part.is_meta for part in parts):
-                self.known[key] = flops, type(out), [(part.shape, part.stride(), part.dtype) for part in parts]
+                KNOWN[key] = flops, type(out), [(part.shape, part.stride(), part.dtype) for part in parts]
             return out
-        flops, kind, parts = self.known[key]
+        flops, kind, parts = KNOWN[key]
         self.flops += flops
         made = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in parts]
         return made[0] if issubclass(kind, Tensor) else kind(made)

@@ -206,7 +206,7 @@ def costs(name: str) -> tuple[str, str, str]:
 
 
 def held(name: str, length: int) -> int:
-    """The bytes of a state after `length` tokens, 128 times a power of two, measured on the meta device.
+    """The bytes of a state after `length` tokens, 64 times a power of two, measured on the meta device.
 
     Even there 64k tokens take seconds. So a state is taken to grow as it last grew, and a mixer that is given that
     state near the end must return it at the end; while it does not, twice as many tokens are really walked.
@@ -222,9 +222,10 @@ def held(name: str, length: int) -> int:
     def shapes(state):
         return [(z.shape, z.dtype) for z in tensors(state)]
 
-    with torch.no_grad(), torch.device("meta"), Counter():
+    with torch.device("meta"):
         mixer = registry.build(name, WIDTH, length=length).eval()
-        n, state = 128, after(None, 128)
+    with torch.no_grad(), Counter():
+        n, state = 64, after(None, 64)
         while True:
             twice = after(state, n)
             rest = length // n - 2
