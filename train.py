@@ -15,7 +15,9 @@ from itertools import combinations
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from compare import results
@@ -25,19 +27,40 @@ NAMED = ("mixer", "task", "seed", "experiment", "select", "select_trials", "sele
 FACTS = ("name", "length", "max_length", "n_inputs", "n_outputs", "causal", "pool", "metric", "data")  # of a task
 GROUPS = ("mixer", "mixers", "task", "model", "optimizer", "trainer", "logger")
 ONLY_WITH = {"match_to": "match", "select_trials": "select", "selection_seeds": "select"}
+HELP = """
+    --cfg job         every value of the run, each of which KEY=VALUE overrides
+    --hydra-help      Hydra's own flags
+    -m                every combination of the values given as KEY=VALUE,VALUE
+
+"""
 PLACE = ("runs", "ckpt", "logger", "probe", "threads", "aa")  # where a run is kept and watched, not what it is
 
 
 def main() -> None:
     # the comma of a grid is no sweep of Hydra's, and a shell takes the quotes away that would say so
     sys.argv = [re.sub(r"""^select=([^"'].*=.*)$""", r'select="\1"', word) for word in sys.argv]
+    if {"--help", "-h"} & set(sys.argv):
+        return print(f"{__doc__.rsplit(chr(10) * 2, 1)[0]}\n{offers()}")
     if twice := repeated(sys.argv[1:]):
         sys.exit(f"error: {' and '.join(twice)} say the same thing twice: leave one out")
     resolvers()
     try:
         job()
     except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from where the runs are")
+        sys.exit("interrupted: the same command goes on from where its runs are")
+
+
+def offers() -> str:
+    """Every group and what it offers, plugged-in packages' own included. Hydra's own help takes twice as long."""
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        found = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
+
+        def groups(parent: str) -> list[str]:
+            inner = (f"{parent}/{name}".strip("/") for name in found.get_group_options(parent, ObjectType.GROUP))
+            return [name for group in inner if group != "hydra" for name in (group, *groups(group))]
+
+        options = {group: found.get_group_options(group) for group in groups("")}
+    return HELP + "\n".join(f"{group}: {', '.join(names)}" for group, names in options.items() if names)
 
 
 def repeated(words: list[str]) -> list[str]:
@@ -96,6 +119,8 @@ def job(cfg: DictConfig) -> None:
         more = {"reason": str(error), "environment": environment, "code": environment["code"], "protocol": {}}
         results.write(failed, record | more)
         return
+    if record["outcome"] == "interrupted" and sweep:
+        raise KeyboardInterrupt  # the whole sweep was meant, and not this run alone
     if not sweep and record["outcome"] != "finished":
         sys.exit(f"{record['outcome']}: {record['reason']}")
 
@@ -139,7 +164,7 @@ def unused(cfg: DictConfig) -> None:
         if f"${{{name}}}" not in pattern:
             raise ValueError(f"{name} is composed but model.backbone.pattern={pattern} does not use it: name it there")
     text = OmegaConf.to_yaml(cfg) + OmegaConf.to_yaml(HydraConfig.get().sweeper)
-    referred = {word for inside in re.findall(r"\$\{([^{}]*)", text) for word in re.split(r"[^\w.]+", inside)}
+    referred = {word for inside in re.findall(r"\$\{([^${}]*)", text) for word in re.split(r"[^\w.]+", inside)}
     own = {*OmegaConf.load(Path(__file__).with_name("conf") / "train.yaml"), *GROUPS}
     for name in [*cfg, *(f"task.{name}" for name in cfg.task)]:
         known = name in own or name.removeprefix("task.") in FACTS

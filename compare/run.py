@@ -62,6 +62,8 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
         logger = open_logger(cfg, record)
         trainer = make_trainer(cfg, directory, logger)
         trainer.fit(learner, data, ckpt_path=checkpoint, weights_only=True)
+        if not any("validation/score" in row for row in learner.curve[-1:]):  # no interval ends at the last step
+            trainer.validate(learner, data, verbose=False)
         if "trial" in record:  # the test split chooses nothing
             record |= {"outcome": "finished", "validation": learner.scores["validation"]["all"]}
         else:
@@ -157,7 +159,7 @@ def make_trainer(cfg: DictConfig, directory: Path, logger) -> L.Trainer:
     """Lightning's Trainer with the project's callbacks. One line per validation, and the bar where somebody watches."""
     interval = cfg.trainer.val_check_interval
     callbacks = [
-        ModelCheckpoint(directory, filename="last", every_n_train_steps=interval, enable_version_counter=False),
+        ModelCheckpoint(directory, filename="last", every_n_epochs=1, save_on_train_epoch_end=False, enable_version_counter=False),
         StopBetweenSteps(directory / LAST),
     ]
     single = not os.environ.get("SEQMIX_SWEEP")
@@ -204,7 +206,7 @@ class StopBetweenSteps(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, *args) -> None:
         if self.signal:
-            trainer.save_checkpoint(self.checkpoint)
+            trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise Interrupted(f"{self.signal} at step {trainer.global_step}: the same command goes on from there")
 
     def teardown(self, trainer: L.Trainer, learner: L.LightningModule, stage: str) -> None:
