@@ -177,9 +177,18 @@ def test_a_slice_that_did_not_run_is_said(record):
 def test_solved_is_a_count_with_an_interval(record):
     assert table(runs(record, softmax=[0.95, 0.85, 0.9])).rows[0].solved == (
         2,
+        3,
         pytest.approx(0.0943, abs=1e-4),
         pytest.approx(0.9916, abs=1e-4),
     )
+
+
+def test_a_diverged_run_counts_as_not_solved(record, stopped):
+    got = table([*runs(record, softmax=[0.95, 0.92]), stopped("softmax", 2, "diverged", "nan")])
+    assert got.rows[0].solved[:2] == (2, 3) and got.rows[0].steps[-1] == float("inf")
+    assert cell(got, "softmax", "solved").text.startswith("2/3 [")
+    lost = table([record("softmax", 0), *(stopped("gla", seed, "diverged", "nan") for seed in range(3))]).rows[1]
+    assert lost.solved[:2] == (0, 3) and lost.mean is None
 
 
 def test_the_same_columns_everywhere(sweep, tmp_path):
