@@ -3,6 +3,7 @@
 import copy
 import csv
 import functools
+import inspect
 import io
 import logging
 import os
@@ -26,6 +27,8 @@ from models.learner import Diverged, Learner
 
 log = logging.getLogger(__name__)
 LAST = "last.ckpt"
+# warnings of libraries about themselves, or about what resuming means to do
+NOISE = ("LeafSpec", "does not have many workers", "script_method", "exists and is not empty", "dirpath has changed")
 
 
 class Interrupted(RuntimeError):
@@ -37,7 +40,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
 
     Raises ValueError, of one sentence, where the configuration cannot be built: then nothing is recorded.
     """
-    warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers|script_method).*")
+    warnings.filterwarnings("ignore", message=f".*({'|'.join(NOISE)}).*")
     logging.getLogger("lightning").handlers.clear()  # its own, beside Hydra's, would print each line twice
     torch.set_num_threads(cfg.threads)
     environment = results.environment()
@@ -57,12 +60,16 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
             "protocol": protocol(cfg, data),
         }
         learner = instantiate(cfg.learner, model=instantiate(cfg.model))
+        known(learner.make_optimizer)
         learner.names = {split: [s.name for s in data.segments(split)] for split in ("validation", "test")}
         checkpoint = resume_from(cfg, directory, learner)
         logger = open_logger(cfg, record)
         trainer = make_trainer(cfg, directory, logger)
         trainer.fit(learner, data, ckpt_path=checkpoint, weights_only=True)
-        if not any("validation/score" in row for row in learner.curve[-1:]):  # no interval ends at the last step
+        # What training ends with is missing where the run was killed after its last step, and goes on with none left;
+        # and where no interval of validation ends at that step.
+        learner.record_loss()
+        if "validation" not in learner.scores or "validation/score" not in learner.curve[-1]:
             trainer.validate(learner, data, verbose=False)
         if "trial" in record:  # the test split chooses nothing
             record |= {"outcome": "finished", "validation": learner.scores["validation"]["all"]}
@@ -89,6 +96,12 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
     results.write(directory, record)
     log.info("%s seed %d: %s", cfg.label, cfg.seed, f"{record['outcome']} {record['reason']}".strip())
     return record
+
+
+def known(optimizer: functools.partial) -> None:
+    """Raises ValueError for an option that the optimizer does not have, which would only come out at the first step."""
+    if odd := optimizer.keywords.keys() - inspect.signature(optimizer.func).parameters.keys():
+        raise ValueError(f"{optimizer.func.__name__} has no option {', '.join(sorted(odd))}: leave optimizer.* out")
 
 
 def protocol(cfg: DictConfig, data: Any) -> dict:
