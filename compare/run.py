@@ -235,13 +235,18 @@ def outcome_of(cfg: DictConfig, learner: Learner, data: Any) -> dict:
     make = functools.partial(instantiate, cfg.model)
     batch = next(iter(data.train_dataloader()))
     run = [s for s in data.segments("test") if s.name not in learner.not_run]
-    lengths = {length, *(s.tokens.shape[-1] for s in run)}
+    lengths = sorted({length, *(s.tokens.shape[-1] for s in run)})
+    timed = {}
+    if cfg.probe:
+        timed = speed.probe(learner.model, batch, lambda model, batch: learner.loss(batch))
+        if cfg.model.pool != "pair":
+            timed["by_length"] = speed.by_length(learner.model, lengths)
     return {
         "outcome": "finished",
         "parameters": budget.parameters(learner.model),
-        "state_bytes": {str(at): budget.state_bytes(make, at) for at in sorted(lengths)},
+        "state_bytes": {str(at): budget.state_bytes(make, at) for at in lengths},
         "flops": budget.flops(make, length),
-        "speed": speed.probe(learner.model, batch, lambda model, batch: learner.loss(batch)) if cfg.probe else {},
+        "speed": timed,
         "validation": learner.scores["validation"]["all"],
         "test": test["all"],
         "slices": [
