@@ -3,6 +3,7 @@
 import copy
 import csv
 import functools
+import inspect
 import io
 import logging
 import os
@@ -25,6 +26,8 @@ from models.learner import Diverged, Learner
 
 log = logging.getLogger(__name__)
 LAST = "last.ckpt"
+# warnings of libraries about themselves, or about what resuming means to do
+NOISE = ("LeafSpec", "does not have many workers", "script_method", "exists and is not empty", "dirpath has changed")
 
 
 class Interrupted(RuntimeError):
@@ -36,7 +39,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
 
     Raises ValueError, of one sentence, where the configuration cannot be built: then nothing is recorded.
     """
-    warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers|script_method).*")
+    warnings.filterwarnings("ignore", message=f".*({'|'.join(NOISE)}).*")
     logging.getLogger("lightning").handlers.clear()  # its own, beside Hydra's, would print each line twice
     torch.set_num_threads(cfg.threads)
     environment = results.environment()
@@ -56,11 +59,17 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
             "protocol": protocol(cfg, data),
         }
         learner = instantiate(cfg.learner, model=instantiate(cfg.model))
+        known(learner.make_optimizer)
         learner.names = {split: [s.name for s in data.segments(split)] for split in ("validation", "test")}
         checkpoint = resume_from(cfg, directory, learner)
         logger = open_logger(cfg, record)
         trainer = make_trainer(cfg, directory, logger)
         trainer.fit(learner, data, ckpt_path=checkpoint, weights_only=True)
+        # What training ends with is missing where the run was killed after its last step, and goes on with none left;
+        # and where no interval of validation ends at that step.
+        learner.record_loss()
+        if "validation" not in learner.scores or "validation/score" not in learner.curve[-1]:
+            trainer.validate(learner, data, verbose=False)
         if "trial" in record:  # the test split chooses nothing
             record |= {"outcome": "finished", "validation": learner.scores["validation"]["all"]}
         else:
@@ -88,6 +97,12 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
     results.write(directory, record)
     log.info("%s seed %d: %s", cfg.label, cfg.seed, f"{record['outcome']} {record['reason']}".strip())
     return record
+
+
+def known(optimizer: functools.partial) -> None:
+    """Raises ValueError for an option that the optimizer does not have, which would only come out at the first step."""
+    if odd := optimizer.keywords.keys() - inspect.signature(optimizer.func).parameters.keys():
+        raise ValueError(f"{optimizer.func.__name__} has no option {', '.join(sorted(odd))}: leave optimizer.* out")
 
 
 def protocol(cfg: DictConfig, data: Any) -> dict:
@@ -158,7 +173,7 @@ def make_trainer(cfg: DictConfig, directory: Path, logger) -> L.Trainer:
     """Lightning's Trainer with the project's callbacks. One line per validation, and the bar where somebody watches."""
     interval = cfg.trainer.val_check_interval
     callbacks = [
-        ModelCheckpoint(directory, filename="last", every_n_train_steps=interval, enable_version_counter=False),
+        ModelCheckpoint(directory, filename="last", every_n_epochs=1, save_on_train_epoch_end=False, enable_version_counter=False),
         StopBetweenSteps(directory / LAST),
     ]
     single = not os.environ.get("SEQMIX_SWEEP")
@@ -205,7 +220,7 @@ class StopBetweenSteps(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, *args) -> None:
         if self.signal:
-            trainer.save_checkpoint(self.checkpoint)
+            trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise Interrupted(f"{self.signal} at step {trainer.global_step}: the same command goes on from there")
 
     def teardown(self, trainer: L.Trainer, learner: L.LightningModule, stage: str) -> None:
@@ -222,13 +237,18 @@ def outcome_of(cfg: DictConfig, learner: Learner, data: Any, device: str) -> dic
     learner.to(device)  # which the Trainer has left
     batch = tuple(None if x is None else x.to(device) for x in next(iter(data.train_dataloader())))
     run = [s for s in data.segments("test") if s.name not in learner.not_run]
-    lengths = {length, *(s.tokens.shape[-1] for s in run)}
+    lengths = sorted({length, *(s.tokens.shape[-1] for s in run)})
+    timed = {}
+    if cfg.probe:
+        timed = speed.probe(learner.model, batch, lambda model, batch: learner.loss(batch))
+        if cfg.model.pool != "pair":
+            timed["by_length"] = speed.by_length(learner.model, lengths)
     return {
         "outcome": "finished",
         "parameters": budget.parameters(learner.model),
-        "state_bytes": {str(at): budget.state_bytes(make, at) for at in sorted(lengths)},
+        "state_bytes": {str(at): budget.state_bytes(make, at) for at in lengths},
         "flops": budget.flops(make, length),
-        "speed": speed.probe(learner.model, batch, lambda model, batch: learner.loss(batch)) if cfg.probe else {},
+        "speed": timed,
         "validation": learner.scores["validation"]["all"],
         "test": test["all"],
         "slices": [
