@@ -37,7 +37,7 @@ class Mean(Mixer):
         return x.mean(1, keepdim=True).expand_as(x), None
 
 
-def backbone(pattern=(Cumulative,), n_layers=2, causal=True, seed=0, label="a", local_conv=0, dropout=0.0):
+def backbone(pattern=(Cumulative,), n_layers=2, causal=True, seed=0, label="a", local_conv=0, dropout=0.0, **more):
     return Backbone(
         8,
         n_layers=n_layers,
@@ -46,6 +46,7 @@ def backbone(pattern=(Cumulative,), n_layers=2, causal=True, seed=0, label="a", 
         mlp=functools.partial(MLP, expand=2.0),
         local_conv=local_conv,
         dropout=dropout,
+        **{"piece": None, "checkpoint": False} | more,
         seed=seed,
         label=label,
     )
@@ -126,6 +127,8 @@ def model(pool, causal=False, n_outputs=5):
         causal=causal,
         mlp=functools.partial(MLP, expand=2.0),
         dropout=0.0,
+        piece=None,
+        checkpoint=False,
     )
     return Model(
         d_model=8, n_inputs=7, n_outputs=n_outputs, pool=pool, backbone=factory, local_conv=4, seed=0, label="a"
