@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -50,6 +51,8 @@ class Learner(L.LightningModule):
         super().__init__()
         if metric not in ("accuracy", "bits_per_byte"):
             raise ValueError(f"task.metric is '{metric}': it must be accuracy or bits_per_byte")
+        if piece is not None and piece < 1:
+            raise ValueError(f"learner.piece is {piece}: choose at least 1, or null for all positions at once")
         self.model, self.make_optimizer, self.metric = model, optimizer, metric
         self.warmup, self.dynamics_lr, self.tables_lr = warmup, dynamics_lr, tables_lr
         self.resample_every, self.log_every, self.title = resample_every, log_every, title
@@ -233,6 +236,20 @@ class Learner(L.LightningModule):
         self.generator.set_state(saved["generator"])
         self.curve, self._seconds_before = saved["curve"], saved["seconds"]
         self._loss_sum, self._loss_steps = saved["loss"]
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """What a Learner's checkpoint holds: weights and values only, so that no file can run code. Raises ValueError where
+    it is none.
+    """
+    if not Path(path).exists():
+        raise ValueError(f"{path} does not exist: name a checkpoint file")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        _ = saved["state_dict"], saved["seqmix"]
+    except Exception as error:  # whatever unpickling a file that is not ours may raise
+        raise ValueError(f"{path} is not a whole checkpoint of seqmix: remove it, or name another") from error
+    return saved
 
 
 def groups(model: nn.Module) -> list[dict]:
