@@ -87,7 +87,9 @@ def main() -> None:
     from importlib.metadata import version
 
     print(f"Python {platform.python_version()}, torch {version('torch')}, {platform.machine()}\n")
-    print("| mixer | training step, 131,072 bytes | peak | reading 1,048,576 bytes | peak | peak, 1,024 bytes |", end="")
+    print(
+        "| mixer | training step, 131,072 bytes | peak | reading 1,048,576 bytes | peak | peak, 1,024 bytes |", end=""
+    )
     print("".join(f" writing after {n:,} |" for n in LENGTHS))
     print("| --- " * (6 + len(LENGTHS)) + "|")
     fresh = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1)

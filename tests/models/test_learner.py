@@ -119,6 +119,26 @@ def test_loss_is_the_mean_over_scored_targets():
     )
 
 
+@pytest.mark.parametrize("piece", [1, 4, 100])
+def test_loss_in_pieces_is_the_same_loss(piece):
+    tokens = torch.randint(7, (3, 6), generator=torch.Generator().manual_seed(0))
+    batch = tokens, torch.where(tokens > 3, tokens, IGNORE), None
+
+    def computed(net):
+        loss = net.double().loss(batch)
+        net._sums = {}
+        net.validation_step(batch, 0)
+        return loss, torch.autograd.grad(loss, list(net.parameters())), net._sums[0]
+
+    ours, theirs = computed(learner(dropout=0.0, piece=piece)), computed(learner(dropout=0.0))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)  # entropies are float32
+
+
+def test_a_piece_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="learner.piece is 0: choose at least 1"):
+        learner(piece=0)
+
+
 def test_the_logged_rate_is_the_schedule(tmp_path):
     net, steps = learner(), 10
     trainer(tmp_path, steps).fit(net, Batches())
