@@ -133,11 +133,13 @@ def pieces(source: BinaryIO, size: int = PIECE) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def prefill(model: Model, parts: Iterable[Tensor]) -> tuple[int, Tensor, tuple[State, ...]]:
+def prefill(
+    model: Model, parts: Iterable[Tensor], states: tuple[State, ...] | None = None
+) -> tuple[int, Tensor, tuple[State, ...]]:
     """parts (1, T) int64 each -> how many tokens that were, the last one's logits (1, n_outputs), and the states after
     it. Raises ValueError where there is none.
     """
-    length, logits, states = 0, None, None
+    length, logits = 0, None
     for tokens in parts:
         last = torch.arange(tokens.shape[1]) == tokens.shape[1] - 1
         logits, states = model(tokens, states, at=last.unsqueeze(0))
