@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from compare import budget, plan, results, speed
 from mixers.ops import engines
 from models.backbone import LooksAhead
-from models.learner import Diverged, Learner
+from models.learner import Diverged, Learner, read_checkpoint
 
 log = logging.getLogger(__name__)
 LAST = "last.ckpt"
@@ -60,6 +60,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
         }
         learner = instantiate(cfg.learner, model=instantiate(cfg.model))
         known(learner.make_optimizer)
+        learner.config = record["config"]
         learner.names = {split: [s.name for s in data.segments(split)] for split in ("validation", "test")}
         checkpoint = resume_from(cfg, directory, learner)
         logger = open_logger(cfg, record)
@@ -138,13 +139,8 @@ def resume_from(cfg: DictConfig, directory: Path, learner: Learner) -> Path | No
         if cfg.ckpt == "last":
             raise ValueError(f"ckpt=last: {directory} holds no {LAST}; leave ckpt out to start from step 0")
         return None
-    try:
-        saved = torch.load(last, map_location="cpu", weights_only=True)
-        state = saved["state_dict"]
-        saved["seqmix"]
-    except Exception as error:  # whatever unpickling a file that is not ours may raise
-        raise ValueError(f"{last} is not a whole checkpoint of seqmix: remove it, or name another") from error
-    theirs, ours = set(state), set(learner.state_dict())
+    saved = read_checkpoint(last)
+    theirs, ours = set(saved["state_dict"]), set(learner.state_dict())
     if theirs != ours:
         odd = sorted(theirs ^ ours)[0]
         raise ValueError(f"{last} is of another model ({odd} is not in both): name one of this configuration")
@@ -173,7 +169,9 @@ def make_trainer(cfg: DictConfig, directory: Path, logger) -> L.Trainer:
     """Lightning's Trainer with the project's callbacks. One line per validation, and the bar where somebody watches."""
     interval = cfg.trainer.val_check_interval
     callbacks = [
-        ModelCheckpoint(directory, filename="last", every_n_epochs=1, save_on_train_epoch_end=False, enable_version_counter=False),
+        ModelCheckpoint(
+            directory, filename="last", every_n_epochs=1, save_on_train_epoch_end=False, enable_version_counter=False
+        ),
         StopBetweenSteps(directory / LAST),
     ]
     single = not os.environ.get("SEQMIX_SWEEP")

@@ -239,6 +239,8 @@ def test_the_state_on_meta_is_the_real_one_and_work_is_counted(name):
             mlp=None,
             local_conv=0,
             dropout=0.0,
+            piece=None,
+            checkpoint=False,
             seed=0,
             label="",
         )
