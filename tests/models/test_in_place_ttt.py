@@ -124,6 +124,8 @@ def backbone(mlp, n_layers=4, seed=0):
         mlp=mlp,
         local_conv=0,
         dropout=0.0,
+        piece=None,
+        checkpoint=False,
         seed=seed,
         label="a",
     )

@@ -192,6 +192,19 @@ def test_threads_change_nothing(name):
 
 
 @pytest.mark.parametrize("name", list(calls()))
+def test_what_the_caller_has_as_default_dtype_changes_nothing(name):
+    op, inputs = calls()[name]
+    expected = results(op, inputs)
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = results(op, inputs)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert engines.ran == {name: {"native"}}
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", list(calls()))
 def test_inputs_and_states_are_values(name):
     """Nothing given is written to, and what cannot be a number stays visible."""
     op, inputs = calls()[name]
