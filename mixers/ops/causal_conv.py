@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.fft import irfft, rfft
 
 from mixers.ops.precision import exact, wide
+from mixers.ops.work import wider
 
 DIRECT = 16  # up to this many taps a direct sum is faster than two transforms
-AT_ONCE = 2**20  # numbers that are transformed at once: what is in work should stay in the cache
+AT_ONCE = 2**20  # numbers that are transformed at once
 
 
 def causal_conv_definition(x, h, state=None):
@@ -68,6 +69,7 @@ class _Transformed(torch.autograd.Function):
         return torch.cat(out, 1).mT
 
     @staticmethod
+    @exact
     def backward(ctx, dy):
         if torch.is_grad_enabled():
             raise RuntimeError("the gradient of causal_conv cannot be differentiated: drop create_graph=True")
@@ -82,7 +84,7 @@ class _Transformed(torch.autograd.Function):
 def spectra(x: Tensor, h: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
     """x (B, D, S), h (D, L), a few channels at a time: their spectra at a length that they cannot wrap around."""
     n = smooth(x.shape[2] + h.shape[1] - 1)
-    channels = max(1, AT_ONCE // (n * x.shape[0]))
+    channels = max(1, wider(AT_ONCE, x) // (n * x.shape[0]))
     for x_, h_ in zip(x.split(channels, 1), h.split(channels, 0), strict=True):
         yield rfft(x_.contiguous(), n), rfft(h_, n), n
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixers.ops.precision import wide
+from mixers.ops.precision import exact, wide
+from mixers.ops.work import wider
 
 CHUNK = 64  # without decay, or with one number per head
 CHANNEL_CHUNK = 16  # with one per channel: pairs are walked one by one
 SEGMENT = 512  # tokens that are recomputed at once,
-AT_ONCE = 2048  # and how many of them times heads and rows: what is in work should stay in the cache
+AT_ONCE = 2048  # and how many of them times heads and rows
 
 
 class Recurrence:
@@ -51,7 +52,7 @@ def walk(recurrence: type[Recurrence], state: Tensor | None, size: int, *xs: Ten
         state = torch.zeros(B, H, given[1].shape[-1], V, dtype=dtype, device=given[0].device)
     if not B * T:
         return given[-1], state.to(dtype)
-    rows = max(1, AT_ONCE // (H * min(T, SEGMENT)))
+    rows = max(1, wider(AT_ONCE, given[0]) // (H * min(T, segment(given[0]))))
     pieces = [
         _Walk.apply(recurrence, (few, H // few), min(size, T), S, *piece)
         for S, *piece in zip(*(cut(x, rows, B) for x in (state.to(dtype), *xs)), strict=True)
@@ -60,6 +61,10 @@ def walk(recurrence: type[Recurrence], state: Tensor | None, size: int, *xs: Ten
         return pieces[0]
     outputs, states = zip(*pieces, strict=True)
     return torch.cat(outputs), torch.cat(states)
+
+
+def segment(x: Tensor) -> int:
+    return wider(SEGMENT, x, 16)
 
 
 def shared(x: Tensor, heads: int) -> Tensor:
@@ -103,7 +108,7 @@ class _Walk(torch.autograd.Function):
     def forward(ctx, recurrence, groups, size, state, *xs):
         S, T = state.unflatten(1, groups), xs[-1].shape[2]
         starts, out = [], []
-        step = T if state.is_meta else SEGMENT  # what is not computed needs no cache, and fewer calls take less time
+        step = T if state.is_meta else segment(state)  # what is not computed needs no cache, and fewer calls take less time
         for start in range(0, T, step):
             starts.append(S)
             stop = min(start + step, T)
@@ -114,6 +119,7 @@ class _Walk(torch.autograd.Function):
         return torch.cat(out, 2), S.flatten(1, 2)
 
     @staticmethod
+    @exact
     def backward(ctx, do, dS):
         if torch.is_grad_enabled():
             raise RuntimeError("the gradient of a chunked recurrence cannot be differentiated: drop create_graph=True")

@@ -13,7 +13,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def exact(engine: Callable) -> Callable:
-    """The engine outside of autocast, which would round states and sums to bfloat16."""
+    """The engine, or its backward pass, outside of autocast, which would round states and sums to bfloat16."""
 
     @functools.wraps(engine)
     def wrapped(*tensors, **options):

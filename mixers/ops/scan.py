@@ -113,6 +113,7 @@ class Scan(torch.autograd.Function):
         return h, (h[:, -1] if h.shape[1] else state).clone()
 
     @staticmethod
+    @exact
     def backward(ctx, dh, dlast):
         if torch.is_grad_enabled():
             raise RuntimeError("the gradient of a scan cannot be differentiated: drop create_graph=True")

@@ -13,6 +13,7 @@ from torch import Tensor
 from mixers.ops import engines
 from mixers.ops.precision import exact, wide
 from mixers.ops.scan import run, run_back
+from mixers.ops.work import wider
 
 AT_ONCE = 2**18  # numbers of states that are in work: a MiB
 
@@ -50,7 +51,7 @@ def selective_scan(
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dt, A, B, C, h):
-        step = max(1, AT_ONCE // h.numel())
+        step = max(1, wider(AT_ONCE, h) // h.numel())
         starts, out = [], []
         for pieces in zip(*(z.split(step, 1) for z in (x, dt, B, C)), strict=True):
             starts.append(h)
@@ -63,6 +64,7 @@ class _SelectiveScan(torch.autograd.Function):
         return torch.cat(out, 1), h
 
     @staticmethod
+    @exact
     def backward(ctx, dy, dh):
         if torch.is_grad_enabled():
             raise RuntimeError("the gradient of selective_scan cannot be differentiated: drop create_graph=True")
