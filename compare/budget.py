@@ -167,8 +167,8 @@ def _count(call: Callable[[], object]) -> int:
 
 
 class _VisiblePairs(TorchFunctionMode):
-    """Collects what attention does not need, of pairs that do not see each other: on meta it becomes two full products.
-    """
+    """Collects what attention does not need, of pairs that see nothing of each other: on meta it becomes two full
+    products."""
 
     def __init__(self, counter: FlopCounterMode):
         super().__init__()
