@@ -6,6 +6,7 @@ Each moves the configuration, and says what it did in the record.
 import copy
 import fcntl
 import functools
+import importlib
 import itertools
 import logging
 import math
@@ -198,8 +199,8 @@ def search(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # this old Optuna's, about the libraries under it
-            import optuna
-            from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
+            optuna = importlib.import_module("optuna")
+            plugin = importlib.import_module("hydra_plugins.hydra_optuna_sweeper._impl")
     except ImportError:
         raise ValueError(f"select={text} needs Hydra's Optuna sweeper: pip install seqmix[sweep]") from None
 
@@ -218,7 +219,7 @@ def search(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("hydra_plugins").setLevel(logging.WARNING)
-    sweeper = OptunaSweeperImpl(
+    sweeper = plugin.OptunaSweeperImpl(
         **{"sampler": optuna.samplers.TPESampler(seed=seed), "direction": "maximize" if higher else "minimize"},
         **{"storage": None, "study_name": None, "n_trials": trials, "n_jobs": 1, "max_failure_rate": 0.0},
         **{"search_space": None, "custom_search_space": None, "params": None},

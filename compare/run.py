@@ -101,7 +101,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
 def known(optimizer: functools.partial) -> None:
     """Raises ValueError for an option that the optimizer does not have, which would only come out at the first step."""
     if odd := optimizer.keywords.keys() - inspect.signature(optimizer.func).parameters.keys():
-        raise ValueError(f"{optimizer.func.__name__} has no option {', '.join(sorted(odd))}: leave optimizer.* out")
+        raise ValueError(f"the optimizer has no option {', '.join(sorted(odd))}: leave it out of optimizer")
 
 
 def protocol(cfg: DictConfig, data: Any) -> dict:
