@@ -175,7 +175,7 @@ def run_speed(arguments: list[str], seconds: float, memory: float, out: Path) ->
         def model(mixer: str, length: int) -> nn.Module:
             return instantiate(configured(mixer, length, others).model)
 
-        bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        bar = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
         with Progress(*bar, console=Console(stderr=True)) as progress:
             task = progress.add_task("measuring", total=len(mixers) * len(lengths) * len(MODES))
             done: dict[tuple[str, str], int] = {}
