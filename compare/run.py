@@ -14,7 +14,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import wandb
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
@@ -23,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from compare import budget, plan, results, speed
 from mixers.ops import engines
 from models.backbone import LooksAhead
-from models.learner import Diverged, Learner
+from models.learner import Diverged, Learner, read_checkpoint
 
 log = logging.getLogger(__name__)
 LAST = "last.ckpt"
@@ -61,6 +60,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
         }
         learner = instantiate(cfg.learner, model=instantiate(cfg.model))
         known(learner.make_optimizer)
+        learner.config = record["config"]
         learner.names = {split: [s.name for s in data.segments(split)] for split in ("validation", "test")}
         checkpoint = resume_from(cfg, directory, learner)
         logger = open_logger(cfg, record)
@@ -75,7 +75,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
             record |= {"outcome": "finished", "validation": learner.scores["validation"]["all"]}
         else:
             trainer.test(learner, data, verbose=False)
-            record |= outcome_of(cfg, learner, data)
+            record |= outcome_of(cfg, learner, data, "cuda" if on_gpu else "cpu")
     except Diverged as error:
         record |= {"outcome": "diverged", "reason": str(error)}
     except Interrupted as error:
@@ -87,6 +87,8 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
         record |= {"outcome": "impossible", "reason": f"looks ahead: {cause}"}
     finally:
         if logger is not None:
+            import wandb  # only where it is asked for: it takes seconds, and runs do without it
+
             wandb.finish(exit_code=0 if record["outcome"] == "finished" else 1)
     served = {op: sorted(names) for op, names in sorted(engines.ran.items())}
     record["engine_details"] = {"why": engine.why, "served": served}
@@ -138,13 +140,8 @@ def resume_from(cfg: DictConfig, directory: Path, learner: Learner) -> Path | No
         if cfg.ckpt == "last":
             raise ValueError(f"ckpt=last: {directory} holds no {LAST}; leave ckpt out to start from step 0")
         return None
-    try:
-        saved = torch.load(last, map_location="cpu", weights_only=True)
-        state = saved["state_dict"]
-        saved["seqmix"]
-    except Exception as error:  # whatever unpickling a file that is not ours may raise
-        raise ValueError(f"{last} is not a whole checkpoint of seqmix: remove it, or name another") from error
-    theirs, ours = set(state), set(learner.state_dict())
+    saved = read_checkpoint(last)
+    theirs, ours = set(saved["state_dict"]), set(learner.state_dict())
     if theirs != ours:
         odd = sorted(theirs ^ ours)[0]
         raise ValueError(f"{last} is of another model ({odd} is not in both): name one of this configuration")
@@ -230,12 +227,13 @@ class StopBetweenSteps(Callback):
         self._before = {}
 
 
-def outcome_of(cfg: DictConfig, learner: Learner, data: Any) -> dict:
-    """What a finished run is worth and what it cost."""
+def outcome_of(cfg: DictConfig, learner: Learner, data: Any, device: str) -> dict:
+    """What a finished run is worth and what it cost, measured on the device that it ran on."""
     test = learner.scores["test"]
     length = cfg.task.length if learner.not_run else cfg.task.max_length  # what it can run
     make = functools.partial(instantiate, cfg.model)
-    batch = next(iter(data.train_dataloader()))
+    learner.to(device)  # which the Trainer has left
+    batch = tuple(None if x is None else x.to(device) for x in next(iter(data.train_dataloader())))
     run = [s for s in data.segments("test") if s.name not in learner.not_run]
     lengths = sorted({length, *(s.tokens.shape[-1] for s in run)})
     timed = {}

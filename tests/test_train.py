@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from models.learner import read_checkpoint
+
 ROOT = Path(__file__).parent.parent
 TINY = [
     "model.d_model=16",
@@ -81,6 +83,7 @@ def test_a_run_leaves_its_record(finished):
     header = (directory / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"step", "lr", "train/loss", "validation/score"} <= set(header)
     assert "step 4/4" in out
+    assert read_checkpoint(directory / "last.ckpt")["seqmix"]["config"] == result["config"]
 
 
 def test_a_finished_run_is_not_run_again(finished):
