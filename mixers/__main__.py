@@ -5,12 +5,17 @@ import ast
 import functools
 import inspect
 import itertools
+import math
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor
 
 from mixers.base import State
 
@@ -108,11 +113,60 @@ def show(name: str) -> int:
     print(f"engine: {engine.name}, {engine.why}; {served or 'nothing here needs one'}")
     print(f"parameters at d_model={WIDTH}: {parameters:,}")
     print(f"std of the output at initialisation, for an input of std 1: {std:.3g}")
+    lives = half_lives(registry.factory(name))
+    if lives.numel():
+        marks = ((share, lives.quantile(share, interpolation="lower")) for share in (0.1, 0.5, 0.9))
+        said = ", ".join(f"{100 * share:.0f}% up to {mark:.3g}" for share, mark in marks)
+        print(f"half-lives of its decays at initialisation, in tokens: {said}")
     effects = memory(registry.factory(name, length=SHORT))
     if effects:
         said = ", ".join(f"{share:.2g} after {lag}" for lag, share in effects.items())
         print(f"what a change of one token does to outputs at initialisation, against what it does to its own: {said}")
     return 0
+
+
+def half_lives(factory: Callable) -> Tensor:
+    """Tokens after which half is forgotten: one number per token and decay that the mixer hands to an engine, for
+    normal input; infinite where nothing is, empty where there is no decay.
+    """
+    import torch
+
+    found: list[Tensor] = []
+
+    def watched(op: Callable, decays: Callable) -> Callable:
+        signature = inspect.signature(op)
+
+        @functools.wraps(op)
+        def call(*args, **kwargs):
+            found.extend(decays(**signature.bind(*args, **kwargs).arguments))
+            return op(*args, **kwargs)
+
+        return call
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), ExitStack() as patches:
+        torch.manual_seed(0)
+        mixer = factory(WIDTH)
+        for module in {sys.modules[type(part).__module__] for part in mixer.modules()}:
+            for name, decays in DECAYS.items():
+                # the one in layers rescales sums of weights, which is no forgetting
+                if hasattr(module, name) and (module.__name__, name) != ("mixers.layers", "linear_attention"):
+                    op = getattr(module, name)
+                    patches.enter_context(patch.object(module, name, watched(op, decays)))
+        mixer(torch.randn(4, 64, WIDTH))
+    return torch.cat([math.log(2) / g.abs().flatten() for g in found]) if found else torch.empty(0)
+
+
+# the log-decays among the arguments of each engine
+DECAYS: dict[str, Callable[..., Iterable[Tensor]]] = {
+    **dict.fromkeys(
+        ("linear_attention", "delta_rule", "gated_delta", "dplr", "log_linear"),
+        lambda g=None, gv=None, **_: (z for z in (g, gv) if z is not None),
+    ),
+    "scan": lambda a, **_: [a.abs().log()],
+    "diagonal": lambda a, **_: [a.real],
+    "selective_scan": lambda dt, A, **_: [dt.unsqueeze(-1) * A],
+    "attention": lambda bias=None, **_: [] if bias is None else [bias[..., :-1] - bias[..., 1:]],
+}
 
 
 def memory(factory: Callable) -> dict[int, float]:
