@@ -212,7 +212,7 @@ def _signature(value):
 
 
 class _VisiblePairs(TorchFunctionMode):
-    """Collects what causal attention does not need: on meta it becomes two full products, whose mask nobody counts."""
+    """Collects what attention does not need, of pairs that do not see each other: on meta it becomes two full products."""
 
     def __init__(self, counter: Counter):
         super().__init__()
@@ -229,9 +229,12 @@ class _VisiblePairs(TorchFunctionMode):
 
 
 def _pairs(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    """How many pairs of a query and a key are visible, and how many there are; what a mask hides counts as visible."""
+    """How many pairs of a query and a key are visible, and how many there are. What a mask hides counts as visible,
+    unless the mask knows better: that of mixers.ops.attention does."""
     T, S = query.shape[-2], key.shape[-2]
-    return sum(min(t + 1, S) for t in range(T)) if is_causal else T * S, T * S  # is_causal starts at the top left
+    if is_causal:
+        return sum(min(t + 1, S) for t in range(T)), T * S  # it starts at the top left
+    return getattr(attn_mask, "pairs", T * S), T * S
 
 
 def _fft(x, dims, *rest, out_val=None) -> int:

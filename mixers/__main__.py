@@ -111,6 +111,8 @@ def show(name: str) -> int:
     engine = engines.choice("cpu")
     served = ", ".join(f"{op} by {' and '.join(sorted(names))}" for op, names in sorted(engines.ran.items()))
     print(f"engine: {engine.name}, {engine.why}; {served or 'nothing here needs one'}")
+    missing = engines.obstacle("fla")
+    print(f"on CUDA: {f'torch, since {missing}' if missing else 'fla, where it has a kernel'}")
     print(f"parameters at d_model={WIDTH}: {parameters:,}")
     print(f"std of the output at initialisation, for an input of std 1: {std:.3g}")
     lives = half_lives(registry.factory(name))
@@ -195,8 +197,9 @@ def check(name: str, overrides: dict[str, Any]) -> int:
     from mixers.testing import CHECKS
 
     failed = 0
-    for label, factory in candidates(name, overrides):
-        print(label)
+    found = list(candidates(name, overrides))
+    for i, (label, factory) in enumerate(found, 1):
+        print(label if len(found) == 1 else f"{label} ({i} of {len(found)})", flush=True)
         for function in CHECKS:
             title = getattr(function, "__name__", repr(function))
             try:

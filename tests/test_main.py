@@ -175,9 +175,9 @@ def test_show_says_which_engine_runs_and_why(capsys, monkeypatch):
 def test_check_says_ok_for_every_check_and_direction(capsys):
     assert main(["check", "identity"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert (lines[0], lines[-1]) == ("identity-causal", "all ok")
+    assert (lines[0], lines[-1]) == ("identity-causal (1 of 2)", "all ok")
     each = [f"  {check.__name__} ok" for check in CHECKS]
-    assert lines[1:-1] == [*each, "identity-bidirectional", *each]
+    assert lines[1:-1] == [*each, "identity-bidirectional (2 of 2)", *each]
 
 
 def test_check_takes_a_class_from_anywhere_and_its_keywords(capsys):

@@ -7,6 +7,7 @@ from plain import HEADS, agrees, attend, conv, make, rms, rotate, split, unit
 
 from compare import budget
 from mixers import registry
+from mixers.test_time.lact import NEWTON_SCHULZ, muon
 from models.backbone import Backbone
 
 FAMILIES = ("test_time", "memory")
@@ -68,6 +69,15 @@ def test_ttt_mlp():
     agrees(mixer, lambda m, x: ttt(m, x, 4))
 
 
+def test_ttt_starts_as_the_official_code_does():
+    torch.manual_seed(0)
+    mixer = registry.build("ttt_mlp", 256)
+    for W in mixer.W:
+        assert 0.019 < W[:, :-1].std() < 0.021 and not W[:, -1].any()
+    assert 0.018 < mixer.lr.weight.std() < 0.022 and not mixer.lr.bias.any() and not mixer.r.any()
+    assert (mixer.scale == 1).all() and not mixer.shift.any()
+
+
 def titans(m, x, chunk):
     q, k, v = (split(z) for z in F.silu(conv(m.conv, m.qkv(x))).chunk(3, -1))
     alpha, eta, theta = (split(z, HEADS) for z in m.gates(x).sigmoid().chunk(3, -1))
@@ -108,6 +118,16 @@ def test_equal_keys_do_not_make_titans_explode(momentum):
         mixer.gates.bias.copy_(torch.tensor([-20.0, -20, momentum, momentum, 20, 20]))
     _, (_, (M, _), _) = mixer(torch.ones(1, 1024, 16))
     assert M[0].abs().max() < 10
+
+
+def test_memories_are_long_at_first():
+    """What is left after a token: of titans' weights, of its momentum, of MesaNet's pairs."""
+    alpha, eta, theta = registry.build("titans", 16).gates.bias.sigmoid().chunk(3)
+    torch.testing.assert_close(alpha, torch.full_like(alpha, 0.01))
+    assert (eta == 0.5).all() and (theta == 0.5).all()
+    gamma = registry.build("mesa_net", 16, n_heads=4).gates.bias[:4].sigmoid()
+    ages = -1 / gamma.log()
+    assert 20 < ages.min() < 21 and 400 < ages.max() < 410
 
 
 def mesa(m, x):
@@ -160,21 +180,22 @@ def lact(m, x):
 
     def orthogonal(d):
         x = d / (d.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7)
-        for _ in range(5):
-            x = 3.4445 * x - 4.7750 * x @ x.mT @ x + 2.0315 * x @ x.mT @ x @ x.mT @ x
+        for a, b, c in NEWTON_SCHULZ:
+            x = a * x + b * x @ x.mT @ x + c * x @ x.mT @ x @ x.mT @ x
         return x
 
     heads = []
     for h in range(HEADS):
         first = [w[h].expand(len(x), -1, -1) for w in m.W]
         W, D, out = first, [torch.zeros_like(w) for w in first], []
+        fast_q, fast_k = rotate(unit(q[h])), rotate(unit(k[h]))
         for start in range(0, x.shape[1], m.chunk):
             part = slice(start, start + m.chunk)
-            out.append(f(unit(q[h][:, part]), W))
+            out.append(f(fast_q[:, part], W))
             new = []
             for i in range(3):
                 with torch.enable_grad():
-                    gain = (eta[h][:, part, i] * (f(unit(k[h][:, part]), W) * v[h][:, part]).sum(-1)).sum()
+                    gain = (eta[h][:, part, i] * (f(fast_k[:, part], W) * v[h][:, part]).sum(-1)).sum()
                     (G,) = torch.autograd.grad(gain, W[i], create_graph=True)
                 new.append(G + keep[h][:, part].mean(1, keepdim=True) * D[i])
             D = new
@@ -187,6 +208,13 @@ def lact(m, x):
 
 def test_lact():
     agrees(make("lact", chunk=5, window=4), lact)
+
+
+def test_lacts_steps_are_nearly_orthogonal():
+    d = torch.randn(3, 8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for step in (d, d.mT):
+        sizes = torch.linalg.svdvals(muon(step))
+        assert 0.9 < sizes.min() and sizes.max() < 1.1
 
 
 def test_lacts_steps_begin_small():
@@ -211,6 +239,8 @@ def test_the_state_on_meta_is_the_real_one_and_work_is_counted(name):
             mlp=None,
             local_conv=0,
             dropout=0.0,
+            piece=None,
+            checkpoint=False,
             seed=0,
             label="",
         )
