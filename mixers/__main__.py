@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from mixers.base import State
 
 CITATION = re.compile(r"\(([^()]*?\d{4})(?=[,;)])([^()]*)\)")  # (authors and year, link, where in the paper)
-HEAD = ("mixer", "family", "direction", "what", "paper", "state at 1k", "at 64k", "kFLOP/token")
+HEAD = ("mixer", "family", "direction", "what", "paper", "state at 1k", "at 64k", "kFLOP/token", "engine")
 WIDTH, SHORT, LONG = 64, 1024, 65536  # costs are those of one mixer of this d_model, at these lengths
 MARKS = ("<!-- mixers -->", "<!-- /mixers -->")
 LITERALS = {"true": True, "false": False, "null": None, "none": None}  # as yaml writes them
@@ -79,7 +80,7 @@ def markdown() -> str:
 
 
 def rows() -> Iterator[tuple[tuple[str, ...], str]]:
-    """(name, family, direction, what it is, paper, costs) and the paper's link, sorted by family."""
+    """(name, family, direction, what it is, paper, costs, engine) and the paper's link, sorted by family."""
     from mixers import registry
 
     ways = {(True, False): "either", (True,): "causal", (False,): "looks ahead"}
@@ -90,7 +91,7 @@ def rows() -> Iterator[tuple[tuple[str, ...], str]]:
         family = target.__module__.rpartition(".")[0].rpartition(".")[2]
         found.append(((name, family, ways[tuple(registry.directions(name))], title, paper), link))
     for row, link in sorted(found, key=lambda row: row[0][1::-1]):
-        yield (*row, *costs(row[0])), link
+        yield (*row, *costs(row[0]), ", ".join(ops(registry.factory(row[0]))) or "none"), link
 
 
 def show(name: str) -> int:
@@ -134,17 +135,6 @@ def half_lives(factory: Callable) -> Tensor:
     import torch
 
     found: list[Tensor] = []
-
-    def watched(op: Callable, decays: Callable) -> Callable:
-        signature = inspect.signature(op)
-
-        @functools.wraps(op)
-        def call(*args, **kwargs):
-            found.extend(decays(**signature.bind(*args, **kwargs).arguments))
-            return op(*args, **kwargs)
-
-        return call
-
     with torch.random.fork_rng(devices=[]), torch.no_grad(), ExitStack() as patches:
         torch.manual_seed(0)
         mixer = factory(WIDTH)
@@ -152,10 +142,41 @@ def half_lives(factory: Callable) -> Tensor:
             for name, decays in DECAYS.items():
                 # the one in layers rescales sums of weights, which is no forgetting
                 if hasattr(module, name) and (module.__name__, name) != ("mixers.layers", "linear_attention"):
-                    op = getattr(module, name)
-                    patches.enter_context(patch.object(module, name, watched(op, decays)))
+                    listen(patches, module, name, lambda decays=decays, **arguments: found.extend(decays(**arguments)))
         mixer(torch.randn(4, 64, WIDTH))
     return torch.cat([math.log(2) / g.abs().flatten() for g in found]) if found else torch.empty(0)
+
+
+def ops(factory: Callable) -> list[str]:
+    """The files of mixers/ops whose functions the mixer calls, which is where its engines are."""
+    import torch
+
+    used: set[str] = set()
+    with torch.no_grad(), ExitStack() as patches:
+        mixer = factory(WIDTH)
+        for module in [m for name, m in sys.modules.items() if re.match(r"mixers\.(?!ops|__)", name)]:
+            for name, op in list(vars(module).items()):
+                place = getattr(op, "__module__", None) or ""
+                if inspect.isfunction(op) and place.startswith("mixers.ops.") and place not in NO_ENGINES:
+                    listen(patches, module, name, lambda place=place, **_: used.add(place.rpartition(".")[2]))
+        mixer(torch.zeros(1, 64, WIDTH))
+    return sorted(used)
+
+
+NO_ENGINES = {f"mixers.ops.{name}" for name in ("precision", "engines", "chunks", "decay")}
+
+
+def listen(patches: ExitStack, module: ModuleType, name: str, note: Callable) -> None:
+    """note(**arguments) before each call of module.name, for as long as the patches last."""
+    op = getattr(module, name)
+    signature = inspect.signature(op)
+
+    @functools.wraps(op)
+    def call(*args, **kwargs):
+        note(**signature.bind(*args, **kwargs).arguments)
+        return op(*args, **kwargs)
+
+    patches.enter_context(patch.object(module, name, call))
 
 
 # the log-decays among the arguments of each engine

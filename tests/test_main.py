@@ -68,7 +68,13 @@ def test_the_markdown_table_is_rectangular_and_complete(free):
     assert sorted(row[0] for row in rows[2:]) == registry.names()
     gla = next(row for row in rows if row[0] == "gla")
     assert gla[1:3] == ["linear_attention", "causal"]
-    assert gla[4:] == ["[Yang et al., 2023](https://arxiv.org/abs/2312.06635)", "1 KiB", "2 KiB", "3"]
+    assert gla[4:] == [
+        "[Yang et al., 2023](https://arxiv.org/abs/2312.06635)",
+        "1 KiB",
+        "2 KiB",
+        "3",
+        "linear_attention",
+    ]
     directions = {row[0]: row[2] for row in rows[2:]}
     assert (directions["softmax"], directions["fnet"]) == ("either", "looks ahead")
 
