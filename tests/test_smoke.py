@@ -37,7 +37,14 @@ def test_a_mixer_trains(name, causal):
     torch.manual_seed(0)
     factory = registry.factory(name, causal=causal, length=LENGTH)
     backbone = functools.partial(
-        Backbone, n_layers=2, pattern=[factory], causal=causal, mlp=functools.partial(MLP, expand=2.0), dropout=0.0
+        Backbone,
+        n_layers=2,
+        pattern=[factory],
+        causal=causal,
+        mlp=functools.partial(MLP, expand=2.0),
+        dropout=0.0,
+        piece=None,
+        checkpoint=False,
     )
     shape = {"n_inputs": 16, "n_outputs": 16 if causal else 10, "pool": "none" if causal else "mean"}
     net = Model(d_model=32, backbone=backbone, local_conv=0, seed=0, label=name, **shape)
