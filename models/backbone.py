@@ -140,12 +140,13 @@ class Backbone(nn.Module):
         """x (B, T, D) -> y (B, T, D), one state per block; mask (B, T) bool, True on real tokens."""
         if self.piece is None or x.shape[1] <= self.piece:
             return self.through(x, states, mask)
-        parts, out = x.split(self.piece, 1), []
+        parts = x.split(self.piece, 1)
         masks = [None] * len(parts) if mask is None else mask.split(self.piece, 1)
+        out = []
         for part, its_mask in zip(parts, masks, strict=True):
             y, states = self.through(part, states, its_mask)
             out.append(y)
-        return torch.cat(out, 1), states  # type: ignore[return-value]
+        return torch.cat(out, 1), states  # ty: ignore[invalid-explicit-return]
 
     def through(
         self, x: Tensor, states: tuple[State, ...] | None, mask: Tensor | None
