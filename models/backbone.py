@@ -82,7 +82,7 @@ class Block(nn.Module):
         z, mixer_state = self.mixer(z, mixer_state) if self.mixer.causal else self.mixer(z, mixer_state, mask)
         x = x + self.dropout(z)
         if self.mlp is not None and self.norm_mlp is not None:
-            z, mlp_state = self.mlp(self.norm_mlp(x), mlp_state)
+            z, mlp_state = self.mlp(self.norm_mlp(x), mlp_state, mask)
             x = x + self.dropout(z)
         return x, (conv_state, mixer_state, mlp_state)
 
@@ -90,8 +90,8 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """`n_layers` blocks whose mixers are the pattern, tiled over depth. Obeys the mixers' law: see mixers/base.py.
 
-    pattern: mixer factories, d_model -> Mixer; mlp: a factory d_model -> module (x, state) -> (y, state), or
-    None. Both may ask for layer and n_layers.
+    pattern: mixer factories, d_model -> Mixer; mlp: a factory d_model -> module (x, state, mask) -> (y,
+    state), or None. Both may ask for layer and n_layers.
     piece: sequences are walked so many tokens at a time, with carried states, so that what is in work stays in the
     cache; None, all at once. By the law it changes no result; only causal models can, and states that grow cost more.
     checkpoint: blocks keep nothing but their inputs for the backward pass, and compute the rest again.

@@ -116,12 +116,12 @@ class Learner(L.LightningModule):
                 if isinstance(module, Mixer):
                     module.resample(self.generator)
         if step % self.log_every == 0:
-            self._record_loss()
+            self.record_loss()
 
     def on_train_end(self) -> None:
-        self._record_loss()
+        self.record_loss()
 
-    def _record_loss(self) -> None:
+    def record_loss(self) -> None:
         if self._loss_steps:
             self.record({"train/loss": self._loss_sum / self._loss_steps})
             self._loss_sum, self._loss_steps = 0.0, 0
