@@ -26,6 +26,7 @@ class Learner(L.LightningModule):
 
     metric: "accuracy" or "bits_per_byte", of scored targets. warmup: fraction of all steps. dynamics_lr: the highest
     rate of the mixers' own dynamics (decays, step sizes); tables_lr: the rate of lookup tables, as a multiple.
+    stream: a longer sequence is evaluated in pieces of so many tokens, with the state carried.
     names: the segments' names per split, {"validation": [...], "test": [...]}, in the order of their loaders.
     """
 
@@ -39,6 +40,7 @@ class Learner(L.LightningModule):
         dynamics_lr: float,
         tables_lr: float,
         resample_every: int,
+        stream: int,
         log_every: int,
         seed: int,
         title: str,
@@ -49,6 +51,7 @@ class Learner(L.LightningModule):
         self.model, self.make_optimizer, self.metric = model, optimizer, metric
         self.warmup, self.dynamics_lr, self.tables_lr = warmup, dynamics_lr, tables_lr
         self.resample_every, self.log_every, self.title = resample_every, log_every, title
+        self.stream = stream
         self.generator = torch.Generator().manual_seed(seed)
         self.names: dict[str, list[str]] = {}
         self.curve: list[dict[str, float]] = []
@@ -67,6 +70,21 @@ class Learner(L.LightningModule):
             return self.model(tokens, mask=mask)[0], targets
         at = targets != IGNORE
         return self.model(tokens, mask=mask, at=at)[0], targets[at]
+
+    def predict_streaming(self, tokens: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `predict` returns, piece by piece, in memory that does not grow with the length unless the state does.
+
+        Whole where the model needs the whole: if it pools, looks both ways or sees packed documents.
+        """
+        if mask is not None or self.model.pool != "none" or not self.model.backbone.causal:
+            return self.predict(tokens, targets, mask)
+        states, made = None, []
+        for part, wanted in zip(tokens.split(self.stream, 1), targets.split(self.stream, 1), strict=True):
+            at = wanted != IGNORE
+            logits, states = self.model(part, states, at=at)
+            made.append((logits, wanted[at]))
+        logits, scored = zip(*made, strict=True)
+        return torch.cat(logits), torch.cat(scored)
 
     def loss(self, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         """Mean cross-entropy in nats over the scored targets of (tokens, targets, mask)."""
@@ -136,7 +154,7 @@ class Learner(L.LightningModule):
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        logits, targets = self.predict(*batch)
+        logits, targets = self.predict_streaming(*batch)
         nats = F.cross_entropy(logits.float(), targets, reduction="sum").double()
         right = (logits.argmax(-1) == targets).sum().double()
         sums = torch.stack([nats, right, torch.tensor(len(targets), dtype=torch.float64, device=nats.device)])

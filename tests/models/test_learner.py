@@ -69,7 +69,15 @@ def learner(lr=0.1, metric="accuracy", dropout=0.1, **changes):
         Backbone, n_layers=1, pattern=[Decay], causal=True, mlp=functools.partial(MLP, expand=2.0), dropout=dropout
     )
     net = Model(d_model=8, n_inputs=7, n_outputs=7, pool="none", backbone=factory, local_conv=0, seed=0, label="a")
-    values = {"warmup": 0.2, "dynamics_lr": 0.001, "tables_lr": 10.0, "resample_every": 3, "log_every": 1, "seed": 0}
+    values = {
+        "warmup": 0.2,
+        "dynamics_lr": 0.001,
+        "tables_lr": 10.0,
+        "resample_every": 3,
+        "stream": 4096,
+        "log_every": 1,
+        "seed": 0,
+    }
     optimizer = functools.partial(torch.optim.AdamW, lr=lr, weight_decay=0.1)
     return Learner(net, optimizer=optimizer, metric=metric, title="", **(values | changes))
 
