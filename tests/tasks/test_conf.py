@@ -16,26 +16,27 @@ def composed(name, *overrides):
         return compose("train", [f"task={name}", "seed=3", *overrides]).task
 
 
-def tiny(name, local):
-    """The task with four examples of each of its sizes, as a user would override it."""
+def tiny_overrides(name, local):
+    """Four examples of each of the task's sizes, or twenty, as a user would override it."""
     overrides = ["task.data.batch_size=4"]
     for key, value in local.items():
         text = "null" if value is None else str(value).replace(" ", "").replace("'", "")
         overrides.append(f"task.data.{key}={text}")
+    known = composed(name).data
     for split in SPLITS:
-        sizes = composed(name).data[split]
+        sizes = known[split]
         if not isinstance(sizes, int):
             sizes = [{**size, "n": 4} for size in sizes]
             sizes = f"[{','.join('{' + ','.join(f'{k}:{v}' for k, v in size.items()) + '}' for size in sizes)}]"
             overrides.append(f"task.data.{split}={sizes}")
         else:
             overrides.append(f"task.data.{split}=20")
-    return composed(name, *overrides)
+    return overrides
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_facts_are_those_of_the_data(name, local):
-    facts = tiny(name, local(name))
+    facts = composed(name, *tiny_overrides(name, local(name)))
     task: Task = instantiate(facts.data)
     assert (facts.name, task.order_seed, task.metric) == (name, 3, facts.metric)
     longest = {split: max(s.tokens.shape[-1] for s in task.segments(split)) for split in SPLITS}
