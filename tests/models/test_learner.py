@@ -197,3 +197,19 @@ def test_resume_goes_on_to_the_same_numbers(tmp_path):
         assert torch.equal(a, b), name
     drop = [{k: v for k, v in row.items() if k != "seconds"} for row in straight.curve]
     assert drop == [{k: v for k, v in row.items() if k != "seconds"} for row in resumed.curve]
+
+
+def test_streaming_in_pieces_changes_no_score():
+    tokens = torch.randint(7, (3, 50), generator=torch.Generator().manual_seed(0))
+    batch = tokens, torch.where(tokens > 4, tokens, IGNORE), None
+    net = learner(dropout=0.0, stream=7).eval()
+    widths = []
+    net.model.embed.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    with torch.no_grad():
+        whole, pieces = net.predict(*batch), net.predict_streaming(*batch)
+    assert widths == [50, *[7] * 7, 1]
+    order, streamed = (torch.cat([x, y[:, None]], 1).sort(0).values for x, y in (whole, pieces))
+    torch.testing.assert_close(order, streamed)
+    net.model.pool = "mean"
+    net.predict_streaming(tokens, tokens[:, 0], None)
+    assert widths[-1] == 50
