@@ -10,6 +10,8 @@ Rows i read what columns j have written, (..., C, K) both, and G_i = g_1 + ... +
 
 Each sum G_i - G_j is formed exactly: in float64 for one number per head, by multiplying step by step for one per
 channel. So any g <= 0 is right, and -inf, which forgets everything, too; so is g > 0, as long as nothing overflows.
+One number per head is cut off at FORGOTTEN, which changes nothing, since e^g is 0 long before: G stays free of -inf,
+whose differences are not numbers, and small enough for its differences to be exact.
 The gradients are those of Yang et al., 2023 (https://arxiv.org/abs/2312.06635, appendix C), from pairs j < i only, so
 that they stay exact where all is forgotten.
 """
@@ -17,7 +19,7 @@ that they stay exact where all is forgotten.
 import torch
 from torch import Tensor
 
-FORGOTTEN = -1e6  # its exponential is 0, and sums of it are exact enough in float64: -inf minus -inf is not a number
+FORGOTTEN = -2000.0  # e^g is 0 in float64 from -746 on, and no growth that a float holds, e^709, brings it back
 
 
 def decay_of(g: Tensor | None) -> "NoDecay":

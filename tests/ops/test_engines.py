@@ -118,13 +118,16 @@ def test_a_broken_library_is_not_fatal(unbuilt, tmp_path, monkeypatch):
 
 def test_processes_may_race_to_build(tmp_path):
     code = "from mixers.ops.native.build import library; library(); print('built')"
-    environment = os.environ | {"SEQMIX_CACHE": str(tmp_path)}
+    compiler, cache = tmp_path / "cc", tmp_path / "cache"
+    compiler.write_text(f'#!/bin/sh\nexec {shutil.which("cc")} "$@" -O0\n')  # who wins does not depend on how well
+    compiler.chmod(0o755)
+    environment = os.environ | {"SEQMIX_CACHE": str(cache), "CC": str(compiler)}
     racing = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
         for _ in range(3)
     ]
     assert [process.communicate()[0] for process in racing] == [b"built\n"] * 3
-    (path,) = tmp_path.iterdir()
+    (path,) = cache.iterdir()
     before = path.stat().st_mtime_ns
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True)
     assert path.stat().st_mtime_ns == before  # found, not built again
@@ -186,6 +189,19 @@ def test_threads_change_nothing(name):
         torch.set_num_threads(1)
     for a, b in zip(single, both, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(calls()))
+def test_what_the_caller_has_as_default_dtype_changes_nothing(name):
+    op, inputs = calls()[name]
+    expected = results(op, inputs)
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = results(op, inputs)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert engines.ran == {name: {"native"}}
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", list(calls()))

@@ -156,35 +156,65 @@ def test_extreme_decays(value, every, width, engine):
     assert both(low_rank.dplr, low_rank.dplr_definition, inputs) < 1e-4
 
 
-@every_engine
-def test_no_drift_over_a_long_sequence(monkeypatch, engine):
-    """65,536 steps in float32, against the same in float64."""
+@pytest.mark.parametrize("value", [-1e4, -torch.inf])
+@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("width", [1, K])
+def test_extreme_decays_in_float64(value, every, width):
+    """What is cut off at FORGOTTEN costs nothing of what float64 can tell apart, in chunks of their real size."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, H, 90, n, dtype=torch.float64) for n in (K, K, V))
+    k, g = F.normalize(k, dim=-1), -torch.rand(1, H, 90, width, dtype=torch.float64)
+    g[:, :, ::every] = value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK", 64)
+        inputs = {"q": q, "k": k, "v": v, "g": g}
+        assert both(linear.linear_attention, linear.linear_attention_definition, inputs) < 1e-10
+        inputs = {"q": q, "k": k, "p": 0.7 * k, "z": v, "g": g}
+        assert both(delta.gated_delta, delta.gated_delta_definition, inputs) < 1e-10
+
+
+LONG = [("torch", 1), ("native", 1), ("native", 4), pytest.param("torch", 4, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("engine, width", LONG, indirect=["engine"])
+def test_no_drift_over_a_long_sequence(width, monkeypatch, engine):
+    """65,536 steps in float32, and their gradients, against the same in float64, where one decay serves all channels."""
     monkeypatch.undo()
     torch.manual_seed(0)
     T = 65536
-    q, v = torch.randn(1, 1, T, 4), torch.randn(1, 1, T, 4)
-    k, g, beta = F.normalize(torch.randn(1, 1, T, 4), dim=-1), -0.01 * torch.rand(1, 1, T, 1), torch.rand(1, 1, T, 1)
-    for call, xs in ((linear.linear_attention, (q, k, v, g)), (delta.delta_rule, (q, k, v, beta, g))):
-        for a, b in zip(call(*xs), call(*(x.double() for x in xs)), strict=True):
-            assert error(a.double(), b) < 1e-4
+    q, k, v = (torch.randn(1, 1, T, 4) for _ in range(3))
+    k, beta, g = F.normalize(k, dim=-1), torch.rand(1, 1, T, 1), -0.01 * torch.rand(1, 1, T, 1)
+
+    def wide(op):
+        return lambda g, **inputs: op(g=g.expand(-1, -1, -1, width), **inputs)
+
+    inputs = {"q": q, "k": k, "p": beta * k, "z": v * beta, "g": g}
+    assert both(wide(delta.gated_delta), delta.gated_delta, inputs) < 1e-4
+    inputs = {"q": q, "k": k, "v": v, "g": g}
+    assert both(wide(linear.linear_attention), linear.linear_attention, inputs) < 1e-4
 
 
 @every_engine
-def test_bfloat16_inputs_meet_a_float32_state(engine):
+@pytest.mark.parametrize("width", [1, K])
+def test_bfloat16_inputs_meet_a_float32_state(width, engine):
+    """Only what comes out in bfloat16, the outputs and most gradients, is rounded to it, and only once."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, 2, 40, 4).bfloat16() for _ in range(3))
-    g = (-torch.rand(1, 2, 40, 1)).bfloat16()
-    o, S = linear.linear_attention(q, k, v, g)
-    expected, last = linear.linear_attention_definition(*(x.double() for x in (q, k, v, g)))
-    assert error(S.double(), last) < 1e-5 and error(o.double(), expected) < 1e-2
-
-
-@every_engine
-def test_a_second_derivative_is_refused(engine):
-    q = torch.randn(1, 1, 4, 2, requires_grad=True)
-    o, _ = linear.linear_attention(q, q, q)
-    with pytest.raises(RuntimeError, match="cannot be differentiated: drop create_graph=True"):
-        torch.autograd.grad(o.sum(), q, create_graph=True)
+    q, k, v = (torch.randn(1, 2, 40, n).bfloat16() for n in (K, K, V))
+    g, k, S = -torch.rand(1, 2, 40, width).bfloat16(), k / 2, torch.randn(1, 2, K, V)
+    calls = (
+        (linear.linear_attention, linear.linear_attention_definition, (q, k, v, g, S)),
+        (delta.gated_delta, delta.gated_delta_definition, (q, k, k / 2, v, g, S)),
+    )
+    for call, definition, inputs in calls:
+        results = []
+        for f, wide in ((call, False), (definition, True)):
+            leaves = [x.detach().to(torch.float64 if wide else x.dtype).requires_grad_() for x in inputs]
+            o, last = f(*leaves)
+            loss = o.double().sum() + last.double().square().sum()
+            results.append([o, last, *torch.autograd.grad(loss, leaves)])
+        for ours, exact in zip(*results, strict=True):
+            assert error(ours.double(), exact) < (1e-5 if ours.dtype == torch.float32 else 2**-8)
+        assert [x.dtype for x in results[0]] == [torch.bfloat16, torch.float32, *(x.dtype for x in inputs)]
 
 
 @every_engine
@@ -203,6 +233,9 @@ def test_keys_that_resemble_each_other(beta, cosine, monkeypatch, engine):
     q, v = 50 * F.normalize(torch.randn_like(k), dim=-1), torch.randn(1, 1, T, V)
     inputs = {"q": q, "k": k, "p": beta * k, "z": beta * v}
     assert both(delta.gated_delta, delta.gated_delta_definition, inputs) < 1e-4
+    if engine == "torch":  # native has none of its own
+        inputs = {"q": q, "k": k, "v": beta * v, "a": -beta * k, "b": k}
+        assert both(low_rank.dplr, low_rank.dplr_definition, inputs) < 1e-4
 
 
 @pytest.mark.parametrize("cuts", [[40], [1] * 40, [16, 24], [17, 1, 22]], ids=str)

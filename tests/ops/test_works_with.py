@@ -1,8 +1,12 @@
-"""Every op under torch.compile, without a graph break; on the meta device; under autocast; and with an empty batch."""
+"""Every op under torch.compile, without a graph break; on the meta device; under autocast; with an empty batch; and in
+memory that is linear in the length.
+"""
 
 import pytest
 import torch
 
+from compare.speed import LiveBytes
+from mixers.ops import engines
 from mixers.ops.attention import attention
 from mixers.ops.causal_conv import causal_conv
 from mixers.ops.diagonal import diagonal
@@ -15,15 +19,22 @@ from mixers.ops.selective_scan import selective_scan
 B, H, T, D = 2, 2, 40, 4
 
 
-def heads(batch=B, seed=0):
-    return torch.randn(batch, H, T, D, generator=torch.Generator().manual_seed(seed))
+@pytest.fixture(params=["torch", "native"])
+def engine(request):
+    if request.param == "native" and engines.obstacle("native"):
+        pytest.skip(engines.obstacle("native"))
+    engines.use(request.param)
+    yield request.param
+    engines.use("auto")
 
 
-def rows(width=D, batch=B, seed=0):
-    return torch.randn(batch, T, width, generator=torch.Generator().manual_seed(seed))
+def cases(batch=B, T=T):
+    def heads(batch, seed):
+        return torch.randn(batch, H, T, D, generator=torch.Generator().manual_seed(seed))
 
+    def rows(width=D, batch=B, seed=0):
+        return torch.randn(batch, T, width, generator=torch.Generator().manual_seed(seed))
 
-def cases(batch=B):
     q, k, v = (heads(batch, seed) for seed in range(3))
     g, gc = -heads(batch, 3)[..., :1].abs(), -heads(batch, 4).abs()
     x, dt, b, c = rows(3, batch), rows(3, batch, 1).abs(), rows(5, batch, 2), rows(5, batch, 3)
@@ -67,7 +78,7 @@ def test_compiles_without_a_graph_break(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_meta_tensors_have_the_real_shapes_and_dtypes(name):
+def test_meta_tensors_have_the_real_shapes_and_dtypes(name, engine):
     for cast in (torch.float32, torch.bfloat16, torch.float64):
         op, inputs = cases()[name]
         real = tensors(op(*(x.to(cast) for x in inputs)))
@@ -76,7 +87,7 @@ def test_meta_tensors_have_the_real_shapes_and_dtypes(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_empty_batch_gives_empty_outputs_and_gradients(name):
+def test_an_empty_batch_gives_empty_outputs_and_gradients(name, engine):
     op, inputs = cases(batch=0)[name]
     full = tensors(cases()[name][0](*cases()[name][1]))
     leaves = [x.clone().requires_grad_() for x in inputs]
@@ -86,9 +97,43 @@ def test_an_empty_batch_gives_empty_outputs_and_gradients(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("attention")])
-def test_autocast_does_not_round_states(name):
+def test_autocast_does_not_round_states(name, engine):
     op, inputs = cases()[name]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = tensors(op(*inputs))
     for a, b in zip(outputs, tensors(op(*inputs)), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_derivative_is_right_or_refused(name, engine):
+    op, inputs = cases(T=20)[name]
+    leaves = [x.double().requires_grad_() if engine == "torch" else x.clone().requires_grad_() for x in inputs]
+    loss = sum(x.square().sum() for x in tensors(op(*leaves)))
+    try:
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+    except RuntimeError as error:
+        assert "cannot be differentiated: drop create_graph=True" in str(error)
+        return
+    try:
+        torch.autograd.grad(sum(x.square().sum() for x in first), leaves)
+    except RuntimeError as error:
+        assert "is not implemented" in str(error)  # torch's own attention
+        return
+    assert torch.autograd.gradgradcheck(op, [x.detach().double().requires_grad_() for x in leaves])
+
+
+def peak(name, T):
+    """Bytes of live tensors beyond the inputs, forward and backward."""
+    op, inputs = cases(batch=1, T=T)[name]
+    leaves = [x.requires_grad_() for x in inputs]
+    with LiveBytes(leaves) as live:
+        before = live.live
+        sum(x.sum() for x in tensors(op(*leaves))).backward()
+        return live.peak - before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_is_linear_in_the_length(name, engine):
+    """Where four times the length took 16 times the memory, some (T, T) matrix would have been there."""
+    assert peak(name, 16384) < 4**1.05 * peak(name, 4096)

@@ -29,6 +29,11 @@ def view(x: Tensor | None, heads: int = 1):
     return ctypes.byref(View(x.data_ptr(), b, h[0] if h else 0, t, x.shape[-1], bf16, group))
 
 
+def floats(*shape: int) -> Tensor:
+    """Room for a kernel to write to: float32, whatever the caller's default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def at(x: Tensor | None) -> int | None:
     """Where the numbers of a dense tensor are. The caller keeps x alive."""
     return None if x is None else x.data_ptr()
@@ -87,7 +92,7 @@ def step(q: Tensor, k: Tensor, p: Tensor | None, v: Tensor, g: Tensor | None, st
     (B, H, _, V), K = v.shape, q.shape[3]
     heads = (None if x is None else spread_out(x, H) for x in (q, k, p, v, g))
     q_, k_, p_, v_, g_ = heads
-    last, o = torch.empty_like(state), torch.empty(B, H, 1, V)
+    last, o = torch.empty_like(state), floats(B, H, 1, V)
     width = 0 if g is None else g.shape[3]
     kernel("step", "iii ppppp i ppp")(
         *(B * H, K, V, at(q_), at(k_), at(p_), at(v_), at(g_), width, at(state), at(last), at(o))
@@ -106,7 +111,7 @@ def gradient(x: Tensor | None, heads: int) -> Tensor | None:
     """Room for x's gradient, each head by itself."""
     if x is None or x.shape[1] == heads:
         return None if x is None else torch.empty_like(x)
-    return torch.empty(x.shape[0], heads, *x.shape[2:])
+    return floats(x.shape[0], heads, *x.shape[2:])
 
 
 def gathered(dx: Tensor | None, x: Tensor | None) -> Tensor | None:

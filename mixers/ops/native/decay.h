@@ -1,4 +1,4 @@
-/* What decay does inside a chunk of 16 steps, G_i = g_1 + ... + g_i:
+/* What decay does inside a chunk of W steps, G_i = g_1 + ... + g_i:
 
        scores(x, y)_ij = sum_d x_id y_jd e^{G_id - G_jd}   for j <= i
        start_i = e^{G_i},  end_j = e^{G_C - G_j},  keep = e^{G_C}
@@ -105,7 +105,7 @@ APART void scores(const decay *d, const float *x, const float *y, float *A, int 
         }
         turned[j] = sums(parts);
     }
-    transpose16(A, W, (float *)turned, W);
+    transpose_block(A, W, (float *)turned, W);
 }
 
 /* dx and dy get the gradients of `scores` added, and d->M or d->dg that of g. Of dA, what `scores` makes zero is not

@@ -1,4 +1,4 @@
-/* S_t = (I - k_t p_t^T) diag(e^{g_t}) S_{t-1} + k_t z_t^T,  o_t = S_t^T q_t, in chunks of 16 steps:
+/* S_t = (I - k_t p_t^T) diag(e^{g_t}) S_{t-1} + k_t z_t^T,  o_t = S_t^T q_t, in chunks of W steps:
 
        (I + L) U = Z - (P start) S   with L = scores(P, K) below the diagonal
        O = (Q start) S + scores(Q, K) U,   S <- keep S + (K end)^T U
@@ -8,7 +8,7 @@
 
 #include "decay.h"
 
-#define SPAN 16
+#define SPAN (256 / W)
 
 /* U <- (I + L)^{-1} U, or with the transpose of L, from the last row up. */
 APART void substitute(const float *L, float *U, int64_t V, int transposed) {

@@ -26,8 +26,8 @@ def gated_delta(q: Tensor, k: Tensor, p: Tensor, z: Tensor, g=None, state=None) 
 def forward(keep, q, k, p, z, g, state):
     (B, H, T, V), K = z.shape, q.shape[3]
     o, last = torch.empty_like(z), torch.empty_like(state)
-    starts = torch.empty(B, H, -(-T // SPAN), K, V) if keep else None
-    scratch = torch.empty(B * H * kernel("gated_delta_room", "iii")(K, V, 0))
+    starts = calls.floats(B, H, -(-T // SPAN), K, V) if keep else None
+    scratch = calls.floats(B * H * kernel("gated_delta_room", "iii")(K, V, 0))
     kernel("gated_delta_forward", FORWARD)(
         *(B, H, T, *(view(x, H) for x in (q, k, p, z, g, o))),
         *(at(state), at(last), at(starts), at(scratch), torch.get_num_threads()),
@@ -49,7 +49,7 @@ class _GatedDelta(torch.autograd.Function):
         q, g, (B, H, T, V) = inputs[0], inputs[4], inputs[3].shape
         do, dstate = dense(do), dlast.clone(memory_format=torch.contiguous_format)
         grads = [calls.gradient(x, H) if x is not g or ctx.needs_input_grad[4] else None for x in inputs]
-        scratch = torch.empty(B * H * kernel("gated_delta_room", "iii")(q.shape[3], V, 1))
+        scratch = calls.floats(B * H * kernel("gated_delta_room", "iii")(q.shape[3], V, 1))
         kernel("gated_delta_backward", BACKWARD)(
             *(B, H, T, *(view(x, H) for x in (*inputs, do, *grads))),
             *(at(starts), at(dstate), at(scratch), torch.get_num_threads()),

@@ -1,4 +1,4 @@
-/* S_t = diag(e^{g_t}) S_{t-1} + k_t v_t^T,  o_t = S_t^T q_t, in chunks of 16 steps:
+/* S_t = diag(e^{g_t}) S_{t-1} + k_t v_t^T,  o_t = S_t^T q_t, in chunks of W steps:
 
        O = (Q start) S + scores(Q, K) V,   S <- keep S + (K end)^T V
 
@@ -7,7 +7,7 @@
 
 #include "decay.h"
 
-#define SPAN 16
+#define SPAN (256 / W)
 
 int64_t linear_attention_room(int64_t K, int64_t V, int64_t backward) {
     K = padded(K), V = padded(V);

@@ -1,14 +1,14 @@
-/* h_t = e^{dt_t A} h_{t-1} + (dt_t x_t) B_t^T,  y_t = h_t C_t + D x_t, with 16 channels in a vector.
+/* h_t = e^{dt_t A} h_{t-1} + (dt_t x_t) B_t^T,  y_t = h_t C_t + D x_t, with W channels in a vector.
 
-   x, dt, y (B, T, D) and B, C (B, T, N) have strides; A is (N, D) here, and states are (B, N, D), both padded to a
-   multiple of 16 channels. States are written out once per SPAN tokens, and computed again between for the gradients,
-   of which dB and dC need sums over channels: those stay vectors until all channels are in. */
+   x, dt, y (B, T, D) and B, C (B, T, N) have strides; A is (N, D) here, and states are (B, N, D), both padded to whole
+   vectors of channels, or more. States are written out once per SPAN tokens, and computed again between for the
+   gradients, of which dB and dC need sums over channels: those stay vectors until all channels are in. */
 
 #include "vec.h"
 
 #define SPAN 32
 
-/* One block of 16 channels over n tokens; `keep`: also e^{dt A} and h of every token, (n, N) vectors each. */
+/* One block of W channels over n tokens; `keep`: also e^{dt A} and h of every token, (n, N) vectors each. */
 INLINE void walk(int64_t n, int64_t N, int64_t D, const vec *x, const vec *dt, const float *A, const float *B,
                  const float *C, vec *h, vec *y, vec *as, vec *hs, int keep) {
     for (int64_t t = 0; t < n; t++) {
@@ -40,11 +40,12 @@ INLINE void small_in(float *to, const tensor *x, int64_t b, int64_t t, int64_t n
         row_in(to + i * x->width, x->data, b * x->b + (t + i) * x->t, (int)x->bf16, x->width, x->width);
 }
 
-/* Threads take rows and ranges of channels; `room` numbers of scratch are each thread's piece's. */
+/* Threads take rows and so many pieces of the channels; `room` numbers of scratch are each thread's piece's. */
 void selective_scan_forward(int64_t batch, int64_t T, int64_t N, int64_t D, const tensor *x, const tensor *dt,
                             const float *A, const tensor *B, const tensor *C, const float *skip, float *state,
-                            const tensor *y, float *starts, float *scratch, int64_t room, int64_t threads) {
-    int64_t blocks = D / W, pieces = threads > 1 ? least(blocks, 8) : 1, spans = (T + SPAN - 1) / SPAN;
+                            const tensor *y, float *starts, float *scratch, int64_t room, int64_t pieces,
+                            int64_t threads) {
+    int64_t blocks = (x->width + W - 1) / W, spans = (T + SPAN - 1) / SPAN;
 #pragma omp parallel for if (threads > 1) num_threads(threads)
     for (int64_t i = 0; i < batch * pieces; i++) {
         int64_t b = i / pieces, from = blocks * (i % pieces) / pieces, to = blocks * (i % pieces + 1) / pieces;
@@ -75,8 +76,9 @@ void selective_scan_forward(int64_t batch, int64_t T, int64_t N, int64_t D, cons
 void selective_scan_backward(int64_t batch, int64_t T, int64_t N, int64_t D, const tensor *x, const tensor *dt,
                              const float *A, const tensor *B, const tensor *C, const float *skip, const float *starts,
                              const tensor *dy, const tensor *dx, const tensor *ddt, float *dA, float *dB, float *dC,
-                             float *dskip, float *dstate, float *scratch, int64_t room, int64_t threads) {
-    int64_t blocks = D / W, pieces = threads > 1 ? least(blocks, 8) : 1, spans = (T + SPAN - 1) / SPAN;
+                             float *dskip, float *dstate, float *scratch, int64_t room, int64_t pieces,
+                             int64_t threads) {
+    int64_t blocks = (x->width + W - 1) / W, spans = (T + SPAN - 1) / SPAN;
 #pragma omp parallel for if (threads > 1) num_threads(threads)
     for (int64_t i = 0; i < batch * pieces; i++) {
         int64_t b = i / pieces, from = blocks * (i % pieces) / pieces, to = blocks * (i % pieces + 1) / pieces;

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixers.ops.native.calls import FLOATS, at, dense, kernel, plain, recorded, refuse_a_second_derivative, view
+from mixers.ops.native.calls import FLOATS, at, dense, floats, kernel, plain, recorded, refuse_a_second_derivative, view
 
-W, SPAN = 16, 32  # selective_scan.c's
-FORWARD = "iiii pppppp ppp pii"
-BACKWARD = "iiii ppppppp ppp ppppp pii"
+W, SPAN = 16, 32  # selective_scan.c's, W at its widest
+FORWARD = "iiii pppppp ppp piii"
+BACKWARD = "iiii ppppppp ppp ppppp piii"
 
 
 def serves(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None = None) -> bool:
@@ -20,7 +20,7 @@ def serves(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, st
 
 
 def selective_scan(x, dt, A, B, C, D, state=None) -> tuple[Tensor, Tensor]:
-    state = torch.zeros(x.shape[0], *A.shape) if state is None else state.float()
+    state = x.new_zeros(x.shape[0], *A.shape, dtype=torch.float32) if state is None else state.float()
     inputs = (*map(dense, (x, dt)), A, *map(dense, (B, C)), D, state)
     return _SelectiveScan.apply(*inputs) if recorded(*inputs) else forward(False, *inputs)[:2]
 
@@ -40,13 +40,14 @@ def forward(keep, x, dt, A, B, C, D, state):
     padded, threads = rates.shape[1], torch.get_num_threads()
     if S.data_ptr() == state.data_ptr():
         S = S.clone()  # the kernel writes into it
-    starts = torch.empty(batch, -(-T // SPAN), N, padded) if keep else None
+    starts = floats(batch, -(-T // SPAN), N, padded) if keep else None
     room = W * (N + 3 * SPAN) + padded_to(2 * SPAN * N)
-    scratch = torch.empty(pieces(padded, threads) * batch, room)
+    many = pieces(padded, threads)
+    scratch = floats(batch * many, room)
     skip = F.pad(D.float(), (0, padded - width))
     kernel("selective_scan_forward", FORWARD)(
         *(batch, T, N, padded, view(x), view(dt), at(rates), view(B), view(C), at(skip)),
-        *(at(S), view(y), at(starts), at(scratch), room, threads),
+        *(at(S), view(y), at(starts), at(scratch), room, many, threads),
     )
     return y, channels_first(S, width), starts
 
@@ -69,14 +70,27 @@ class _SelectiveScan(torch.autograd.Function):
         padded = rates.shape[1]
         many = pieces(padded, threads)
         dx, ddt = (torch.empty_like(z, memory_format=torch.contiguous_format) for z in (x, dt))
-        dA, dskip = torch.zeros(batch, N, padded), torch.zeros(batch, padded)
-        dB, dC = torch.empty(batch, many, T, N), torch.empty(batch, many, T, N)
+        dA, dskip = floats(batch, N, padded).zero_(), floats(batch, padded).zero_()
+        dB, dC = floats(batch, many, T, N), floats(batch, many, T, N)
         room = W * (3 * N + 5 * SPAN + 4 * SPAN * N) + padded_to(2 * SPAN * N)
-        scratch = torch.empty(batch * many, room)
+        scratch = floats(batch * many, room)
         skip = F.pad(D.float(), (0, padded - width))
         kernel("selective_scan_backward", BACKWARD)(
             *(batch, T, N, padded, view(x), view(dt), at(rates), view(B), view(C), at(skip), at(starts)),
-            *(view(dy), view(dx), view(ddt), at(dA), at(dB), at(dC), at(dskip), at(dS), at(scratch), room, threads),
+            *(
+                view(dy),
+                view(dx),
+                view(ddt),
+                at(dA),
+                at(dB),
+                at(dC),
+                at(dskip),
+                at(dS),
+                at(scratch),
+                room,
+                many,
+                threads,
+            ),
         )
         dB, dC = (z.squeeze(1) if many == 1 else z.sum(1) for z in (dB, dC))
         grads = dx, ddt, channels_first(dA.sum(0), width), dB, dC, dskip.sum(0)[:width]

@@ -1,6 +1,6 @@
-/* What the kernels share: vectors of 16 floats, small matrix products, and rows that go in and out of them.
+/* What the kernels share: vectors of W floats, small matrix products, and rows that go in and out of them.
 
-   Scratch matrices are dense rows of floats, a multiple of 16 wide and aligned to 64 bytes, zero where the caller's
+   Scratch matrices are dense rows of floats, a multiple of W wide and aligned to 64 bytes, zero where the caller's
    tensors end: kernels know no remainders. Callers' rows are float32 or bfloat16, dense, at any distance. */
 
 #ifndef VEC_H
@@ -11,7 +11,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define W 16 /* floats in a vector */
+#ifndef W /* floats in a vector, as many as a register has: compilers keep wider ones in memory */
+#ifdef __AVX512F__
+#define W 16
+#else
+#define W 8
+#endif
+#endif
 
 typedef float vec __attribute__((vector_size(4 * W)));
 typedef float loose __attribute__((vector_size(4 * W), aligned(4), may_alias)); /* at any address */
@@ -28,6 +34,15 @@ typedef uint32_t patterns __attribute__((vector_size(4 * W))); /* of bits: they 
 #endif
 #ifndef SHUFFLE
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
+#endif
+
+/* What takes turns from the first halves of two vectors, and from their second halves. */
+#if W == 16
+#define LOW(a, b) SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define HIGH(a, b) SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#else
+#define LOW(a, b) SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define HIGH(a, b) SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
 #endif
 
 INLINE vec all(float x) { return (vec){0} + x; }
@@ -136,14 +151,14 @@ APART void matrix_out(float *to, const float *from, int64_t wide, int64_t rows, 
     for (int64_t i = 0; i < rows; i++) memcpy(to + i * columns, from + i * wide, 4 * columns);
 }
 
-/* The transpose of 16 x 16: four times, each vector takes every other one of a pair's numbers. */
-APART void transpose16(float *to, int64_t to_wide, const float *from, int64_t wide) {
+/* The transpose of W x W: log2 W times, each vector takes every other one of a pair's numbers. */
+APART void transpose_block(float *to, int64_t to_wide, const float *from, int64_t wide) {
     vec x[W], y[W];
     for (int i = 0; i < W; i++) x[i] = get(from + i * wide);
-    for (int pass = 0; pass < 4; pass++) {
+    for (int pass = 1; pass < W; pass *= 2) {
         for (int i = 0; i < W / 2; i++) {
-            y[2 * i] = SHUFFLE(x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            y[2 * i + 1] = SHUFFLE(x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+            y[2 * i] = LOW(x[i], x[i + W / 2]);
+            y[2 * i + 1] = HIGH(x[i], x[i + W / 2]);
         }
         memcpy(x, y, sizeof x);
     }
@@ -153,22 +168,17 @@ APART void transpose16(float *to, int64_t to_wide, const float *from, int64_t wi
 /* from (rows, columns) -> to (columns, rows), both dense. */
 APART void transpose(float *to, const float *from, int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows; i += W)
-        for (int64_t j = 0; j < columns; j += W) transpose16(to + j * rows + i, rows, from + i * columns + j, columns);
+        for (int64_t j = 0; j < columns; j += W)
+            transpose_block(to + j * rows + i, rows, from + i * columns + j, columns);
 }
 
-/* The sums of 16 vectors, as one vector: halves are added, then quarters, and so on. */
+/* The sums of W vectors, as one vector: halves are added, then quarters, and so on. */
 INLINE vec sums(vec *x) {
-    for (int i = 0; i < 8; i++)
-        x[i] = SHUFFLE(x[i], x[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-               SHUFFLE(x[i], x[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    for (int i = 0; i < 4; i++)
-        x[i] = SHUFFLE(x[i], x[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-               SHUFFLE(x[i], x[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-    for (int i = 0; i < 2; i++)
-        x[i] = SHUFFLE(x[i], x[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-               SHUFFLE(x[i], x[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    return SHUFFLE(x[0], x[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-           SHUFFLE(x[0], x[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+#pragma GCC unroll 4
+    for (int half = W / 2; half; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++) x[i] = LOW(x[i], x[i + half]) + HIGH(x[i], x[i + half]);
+    return x[0];
 }
 
 /* C (M, N) = keep * from + A B, in tiles that stay in registers. A's number (i, k) is at A[i * ai + k * ak], so that a
@@ -224,14 +234,14 @@ APART void product(int64_t M, int64_t N, int64_t K, const float *A, int64_t ai, 
         how here = way;
         if (way.from) here.from = way.from + j;
         if (way.keep && !way.by_row) here.keep = way.keep + j;
-        if (N - j >= 4 * W) {
+        if (W == 16 && N - j >= 4 * W) {
             tiles(4, 4, M, K, A, ai, ak, B + j, N, C + j, here);
             j += 4 * W;
         } else if (N - j >= 2 * W) {
-            tiles(8, 2, M, K, A, ai, ak, B + j, N, C + j, here);
+            tiles(W / 2, 2, M, K, A, ai, ak, B + j, N, C + j, here);
             j += 2 * W;
         } else {
-            tiles(16, 1, M, K, A, ai, ak, B + j, N, C + j, here);
+            tiles(W, 1, M, K, A, ai, ak, B + j, N, C + j, here);
             j += W;
         }
     }
