@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -66,17 +67,45 @@ def conform(label: str, check: str, dtype: str, engine: str, device: str) -> dic
     engines.use(engine, device)
     engines.ran.clear()
     if engine == "fla":
-        untuned()
+        tuned(1, timing=False)
     setting = testing.Setting(device, DTYPES[dtype])
     testing.check_mixer(variant(label), [getattr(testing, check)], setting)
     return {"served": {op: sorted(names) for op, names in engines.ran.items()}}
 
 
-def untuned() -> None:
-    """The first of each kernel's configurations serves."""
+def tuned(among: int, timing: bool = True) -> None:
+    """Each kernel of this process is tuned among so few of its configurations, the first that the device can run: all
+    of them take minutes to compile. Without timing, the first of them serves, and the others are only compiled.
+    """
     from triton.runtime.autotuner import Autotuner
 
-    Autotuner._bench = lambda self, *arguments, **more: [0.0, 0.0, 0.0]
+    measure, prune = getattr(Autotuner, "measure", Autotuner._bench), getattr(Autotuner, "prune", None)
+    Autotuner.measure, Autotuner.prune = measure, prune or Autotuner.prune_configs
+
+    def prune_configs(self, *arguments, **more):
+        self.left = among
+        return Autotuner.prune(self, *arguments, **more)
+
+    def bench(self, *arguments, **more):
+        if not self.left:
+            return [math.inf] * 3
+        self.__dict__["do_bench"] = quickly if timing else once
+        took = Autotuner.measure(self, *arguments, **more)
+        self.left -= took[0] < math.inf
+        return took
+
+    Autotuner.prune_configs, Autotuner._bench = prune_configs, bench
+
+
+def once(call: Callable, **options: Any) -> list[float]:
+    call()
+    return [0.0] * 3
+
+
+def quickly(call: Callable, **options: Any) -> list[float]:
+    from triton.testing import do_bench
+
+    return do_bench(call, warmup=2, rep=10, **options)
 
 
 def against_definition(name: str, engine: str, dtype: str, device: str, sizes: Sizes, T: int) -> dict:
@@ -84,6 +113,8 @@ def against_definition(name: str, engine: str, dtype: str, device: str, sizes: S
     same numbers. engine: torch, fla, own (what FLA or torch offers itself), or forced (own, its refusals overridden).
     """
     case = CASES[name]
+    if engine != "torch":
+        tuned(1, timing=False)
     leaves = inputs(case, 1, T, sizes, DTYPES[dtype], device, state=name != "attention")
     op, given, served = prepared(name, engine, leaves, device)
     exact = {n: x.detach().to(torch.complex128 if x.is_complex() else torch.float64) for n, x in leaves.items()}
@@ -130,11 +161,13 @@ def error(a: Tensor, b: Tensor) -> float:
     return difference.item()
 
 
-def op_speed(name: str, engine: str, B: int, T: int, device: str, sizes: Sizes, budget: float) -> dict:
+def op_speed(name: str, engine: str, B: int, T: int, device: str, sizes: Sizes, budget: float, among: int = 0) -> dict:
     """Forward and backward in bfloat16, without a first state: milliseconds, MiB beyond the inputs, least bytes and
-    FLOPs.
+    FLOPs. With budget 0 kernels are only compiled. among: see `tuned`.
     """
     case = CASES[name]
+    if among:
+        tuned(among, timing=budget > 0)
     leaves = inputs(case, B, T, sizes, torch.bfloat16, device, state=False)
     op, given, served = prepared(name, engine, leaves, device)
     given = {n: x.detach().requires_grad_() for n, x in given.items()}
@@ -144,6 +177,9 @@ def op_speed(name: str, engine: str, B: int, T: int, device: str, sizes: Sizes, 
     def step():
         torch.autograd.grad(op(**given)[0], list(given.values()), do)
 
+    if not budget:
+        step()
+        return {}
     read = sum(x.numel() * x.element_size() for x in given.values())
     return timed(step, device, budget) | {
         "served": served(),
@@ -153,8 +189,14 @@ def op_speed(name: str, engine: str, B: int, T: int, device: str, sizes: Sizes, 
     }
 
 
-def mixer_speed(name: str, B: int, T: int, device: str, d_model: int, n_heads: int, budget: float) -> dict:
-    """Forward, loss and backward of one mixer under bfloat16 autocast: milliseconds and MiB beyond its parameters."""
+def mixer_speed(
+    name: str, B: int, T: int, device: str, d_model: int, n_heads: int, budget: float, among: int = 0
+) -> dict:
+    """Forward, loss and backward of one mixer under bfloat16 autocast: milliseconds and MiB beyond its parameters. With
+    budget 0 kernels are only compiled. among: see `tuned`.
+    """
+    if among:
+        tuned(among, timing=budget > 0)
     engines.use("auto", device)
     engines.ran.clear()
     knobs = registry.knobs(name)
@@ -172,6 +214,9 @@ def mixer_speed(name: str, B: int, T: int, device: str, d_model: int, n_heads: i
             loss = y.float().square().mean()
         loss.backward()
 
+    if not budget:
+        step()
+        return {}
     parameters = sum(p.numel() for p in mixer.parameters())
     result = timed(step, device, budget)
     served = {op: sorted(names) for op, names in engines.ran.items()}

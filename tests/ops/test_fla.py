@@ -162,8 +162,8 @@ def test_the_first_obstacle_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "fla", types.ModuleType("fla"))
     monkeypatch.setitem(sys.modules, "fla.ops", types.ModuleType("fla.ops"))
     monkeypatch.setattr(calls.metadata, "version", lambda name: "0.4.2")
-    assert engines.obstacle("fla") == "fla-core 0.4.2 is too old: pip install 'fla-core>=0.5.0'"
-    monkeypatch.setattr(calls.metadata, "version", lambda name: "0.5.2")
+    assert engines.obstacle("fla") == "fla-core 0.4.2 is too old: pip install 'fla-core>=0.6.0'"
+    monkeypatch.setattr(calls.metadata, "version", lambda name: "0.6.0")
     assert engines.obstacle("fla") == ""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LEAST_VERSION = (0, 5, 0)
+LEAST_VERSION = (0, 6, 0)
 HALF = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *HALF)
 NARROWEST, WIDEST = 16, 256  # of keys: tensor cores multiply no less than 16, and most kernels hold no more than 256

@@ -30,7 +30,7 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g=None, state=None
     options |= {"cp_context": None, "q": q_, "k": k_, "v": v_, "beta": beta_.float()}
     if g is not None and g.shape[3] == 1 and not calls.excluded():
         run = kernel("gated_delta_rule", "chunk_gated_delta_rule")
-        return returned(*run(g=scalar(g, heads), **options), v)
+        return returned(*run(g=scalar(g, heads), chunk_indices=None, use_gate_in_kernel=False, **options), v)
     options |= {"use_gate_in_kernel": False, "safe_gate": False, "lower_bound": None, "disable_recompute": False}
-    options |= {"return_intermediate_states": False}
+    options |= {"return_intermediate_states": False, "use_graph": False, "max_num_seqs": None}
     return returned(*kernel("kda", "chunk_kda")(g=decay(g, heads, k), **options), v)

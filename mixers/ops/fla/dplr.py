@@ -27,5 +27,5 @@ def dplr(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, g=None, state=No
     options = {"scale": 1.0, "initial_state": initial(state), "output_final_state": True, "cu_seqlens": None}
     options |= {"cu_seqlens_cpu": None, "safe_gate": False, "chunk_size": 16, "disable_recompute": False}
     run = kernel("generalized_delta_rule.dplr", "chunk_dplr_delta_rule")
-    o, S = run(q=q_, k=k_, v=v_, a=b_, b=a_, gk=decay(g, heads, k), cp_context=None, **options)
+    o, S = run(q=q_, k=k_, v=v_, a=b_, b=a_, gk=decay(g, heads, k), cp_context=None, lower_bound=None, **options)
     return returned(o, S, v)
