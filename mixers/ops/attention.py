@@ -20,7 +20,8 @@ def attention_definition(q, k, v, state=None, mask=None, causal=True, window=Non
     scores = q @ k.repeat_interleave(groups, 1).mT * q.shape[-1] ** -0.5
     if bias is not None:
         scores = scores + bias.unsqueeze(-2)
-    seen = visible(0, q.shape[2], q.shape[2], k.shape[2], causal, window, prefix, q.device)
+    T, S = q.shape[2], k.shape[2]
+    seen = visible(range(S - T, S), range(S), causal, window, prefix, q.device)
     if mask is not None:
         seen = seen & mask[:, None, None]
     scores = scores.masked_fill(~seen, -torch.inf)
@@ -63,11 +64,11 @@ def attention(
         stop = min(start + BLOCK, T)
         first, last = 0, S
         if causal:
-            last = max(S - T + stop, prefix)
+            last = min(S, max(S - T + stop, prefix))
         if window is not None and not prefix:
             first = max(0, S - T + start - window + 1)
             last = last if causal else min(S, S - T + stop + window - 1)
-        seen = visible(start, stop, T, S, causal, window, prefix, q.device)[:, first:last]
+        seen = visible(range(S - T + start, S - T + stop), range(first, last), causal, window, prefix, q.device)
         if mask is not None:
             seen = seen & mask[:, None, None, first:last]
         part_bias = None if bias is None else bias[:, :, first:last]
@@ -106,11 +107,11 @@ def remember(k, v, window, prefix):
     return tuple(torch.cat([x[:, :, :prefix], x[:, :, start:]], 2) if prefix else x[:, :, start:] for x in (k, v))
 
 
-def visible(start, stop, T, S, causal, window, prefix, device):
-    """(stop - start, S) bool: which of S keys the queries start ... stop - 1, of the last T positions, may see."""
-    i = torch.arange(S - T + start, S - T + stop, device=device).unsqueeze(1)
-    j = torch.arange(S, device=device)
-    seen = j <= i if causal else torch.ones(stop - start, S, dtype=torch.bool, device=device)
+def visible(queries: range, keys: range, causal, window, prefix, device):
+    """(queries, keys) bool: which keys the queries at such positions may see."""
+    i, j = (torch.arange(x.start, x.stop, device=device) for x in (queries, keys))
+    i = i.unsqueeze(1)
+    seen = j <= i if causal else torch.ones(len(queries), len(keys), dtype=torch.bool, device=device)
     if window is not None:
         seen = seen & (i - j < window) & (j - i < window)
     return seen | (j < prefix)
