@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixers.ops.chunks import shared
+
 BLOCK = 512  # queries at a time where a matrix of what they see is needed
 
 
@@ -55,9 +57,13 @@ def attention(
     T, S = q.shape[2], k.shape[2]
     after = remember(k, v, window, prefix)
     grouped = k.shape[1] != q.shape[1]
-    plain = mask is None and bias is None and sink is None and not prefix and (window is None or window >= S)
+    plain = mask is None and sink is None and not prefix and (window is None or window >= S)
     if plain and (not causal or T == S or T == 1):
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=causal and T > 1, enable_gqa=grouped)
+        causal = causal and T > 1
+        if bias is None:
+            o = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+        else:
+            o = _biased(q, shared(k, q.shape[1]), shared(v, q.shape[1]), bias, causal)
         return o, after
     out = []
     for start in range(0, T, BLOCK):
@@ -76,6 +82,14 @@ def attention(
             _block(q[:, :, start:stop], k[:, :, first:last], v[:, :, first:last], seen, part_bias, sink, grouped)
         )
     return torch.cat(out, 2) if out else torch.zeros_like(q[..., : v.shape[-1]]), after
+
+
+def _biased(q, k, v, bias, causal):
+    """The number per key as one more dimension, in which every query is 1: it takes no matrix of scores."""
+    scale = q.shape[-1] ** -0.5
+    q, k = F.pad(q, (0, 1), value=1.0), torch.cat([k, (bias / scale).to(k.dtype).unsqueeze(-1)], -1)
+    values = F.pad(v, (0, max(0, q.shape[-1] - v.shape[-1])))  # as wide as the keys, which the fast kernels ask for
+    return F.scaled_dot_product_attention(q, k, values, is_causal=causal, scale=scale)[..., : v.shape[-1]]
 
 
 def _block(q, k, v, seen, bias, sink, grouped):

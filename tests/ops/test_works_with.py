@@ -50,6 +50,7 @@ def cases(batch=B, T=T):
         "causal_conv, long": (causal_conv, (x, rows(30)[0, :3])),
         "diagonal": (diagonal, (x, -rows(5)[0, :3].abs(), rows(5)[0, :3])),
         "attention": (attention, (q, k, v)),
+        "attention, a number per key": (lambda q, k, v, b: attention(q, k, v, bias=b[..., 0]), (q, k, v, g)),
         "attention, window": (lambda q, k, v: attention(q, k, v, window=8), (q, k, v)),
     }
 
