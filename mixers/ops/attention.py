@@ -87,7 +87,8 @@ def attention(
 def _biased(q, k, v, bias, causal):
     """The number per key as one more dimension, in which every query is 1: it takes no matrix of scores."""
     scale = q.shape[-1] ** -0.5
-    q, k = F.pad(q, (0, 1), value=1.0), torch.cat([k, (bias / scale).to(k.dtype).unsqueeze(-1)], -1)
+    bias = (bias.to(torch.promote_types(bias.dtype, k.dtype)) / scale).to(k.dtype)
+    q, k = F.pad(q, (0, 1), value=1.0), torch.cat([k, bias.unsqueeze(-1)], -1)
     values = F.pad(v, (0, max(0, q.shape[-1] - v.shape[-1])))  # as wide as the keys, which the fast kernels ask for
     return F.scaled_dot_product_attention(q, k, values, is_causal=causal, scale=scale)[..., : v.shape[-1]]
 
