@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup compare test test-slow test-all bench check format clean
+.PHONY: help setup compare test test-slow test-fla test-all bench check format clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -23,10 +23,14 @@ compare: setup  ## train five mixers on two tasks with three seeds, and compare 
 	$(BIN)/python train.py -m experiment=compare
 
 test: setup  ## run the tests (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -q -n 2 -m 'not slow and not fla'
 
 test-slow: setup  ## run the slow tests, which `make test` leaves out
 	$(BIN)/python -m pytest -q -n 2 -m slow
+
+test-fla: setup  ## check the calls of flash-linear-attention's kernels without a GPU, on Triton's interpreter
+	$(BIN)/pip install -q --no-deps -c constraints.txt fla-core triton
+	$(BIN)/python -m pytest -q -m fla tests/ops/test_fla.py
 
 test-all: test test-slow  ## run every test
 

@@ -15,21 +15,65 @@ from itertools import combinations
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from compare import results
 
 log = logging.getLogger(__name__)
-NAMED = ("mixer", "task", "seed", "experiment", "select", "selection_seeds")  # elsewhere than in the label
+NAMED = ("mixer", "task", "seed", "experiment", "select", "select_trials", "selection_seeds")  # not in the label
+FACTS = ("name", "length", "max_length", "n_inputs", "n_outputs", "causal", "pool", "metric", "data")  # of a task
+GROUPS = ("mixer", "mixers", "task", "model", "optimizer", "trainer", "logger")
+ONLY_WITH = {"match_to": "match", "select_trials": "select", "selection_seeds": "select"}
+HELP = """
+    --cfg job         every value of the run, each of which KEY=VALUE overrides
+    --hydra-help      Hydra's own flags
+    -m                every combination of the values given as KEY=VALUE,VALUE
+
+"""
 PLACE = ("runs", "ckpt", "logger", "probe", "threads", "aa")  # where a run is kept and watched, not what it is
 
 
 def main() -> None:
     # the comma of a grid is no sweep of Hydra's, and a shell takes the quotes away that would say so
     sys.argv = [re.sub(r"""^select=([^"'].*=.*)$""", r'select="\1"', word) for word in sys.argv]
+    if {"--help", "-h"} & set(sys.argv):
+        return print(f"{__doc__.rsplit(chr(10) * 2, 1)[0]}\n{offers()}")
+    if twice := repeated(sys.argv[1:]):
+        sys.exit(f"error: {' and '.join(twice)} say the same thing twice: leave one out")
     resolvers()
-    job()
+    try:
+        job()
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from where its runs are")
+
+
+def offers() -> str:
+    """Every group and what it offers, plugged-in packages' own included. Hydra's own help takes twice as long."""
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        found = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
+
+        def groups(parent: str) -> list[str]:
+            inner = (f"{parent}/{name}".strip("/") for name in found.get_group_options(parent, ObjectType.GROUP))
+            return [name for group in inner if group != "hydra" for name in (group, *groups(group))]
+
+        options = {group: found.get_group_options(group) for group in groups("")}
+    return HELP + "\n".join(f"{group}: {', '.join(names)}" for group, names in options.items() if names)
+
+
+def repeated(words: list[str]) -> list[str]:
+    """The first overrides of one key, where there are several: Hydra would take the last without a word."""
+    seen: dict[str, list[str]] = {}
+    for word in words:
+        if "=" in word and not word.startswith("-"):
+            seen.setdefault(key(word), []).append(word)
+    return next((same for same in seen.values() if len(same) > 1), [])
+
+
+def key(override: str) -> str:
+    return override.lstrip("+~").split("=")[0]
 
 
 def resolvers() -> None:
@@ -75,6 +119,8 @@ def job(cfg: DictConfig) -> None:
         more = {"reason": str(error), "environment": environment, "code": environment["code"], "protocol": {}}
         results.write(failed, record | more)
         return
+    if record["outcome"] == "interrupted" and sweep:
+        raise KeyboardInterrupt  # the whole sweep was meant, and not this run alone
     if not sweep and record["outcome"] != "finished":
         sys.exit(f"{record['outcome']}: {record['reason']}")
 
@@ -100,30 +146,43 @@ def described(cfg: DictConfig, sweep: str) -> dict:
 def label() -> str:
     """The mixers' names and every override that is not mixer, task, seed or a place; shortened by hash beyond 80."""
     choices = HydraConfig.get().runtime.choices
-    mixers = [choices[key] for key in choices if key.split("@")[0] == "mixer" and choices[key]]
+    mixers = [chosen for group, chosen in choices.items() if group.split("@")[0] == "mixer" and chosen]
     others = []
     for override in HydraConfig.get().overrides.task:
-        key = override.lstrip("+~").split("=")[0]
-        if key.split("@")[0] not in (*NAMED, *PLACE) and key.split(".")[0] != "logger":
+        if key(override).split("@")[0] not in (*NAMED, *PLACE) and key(override).split(".")[0] != "logger":
             others.append(override.lstrip("+").replace("/", "."))
     text = ",".join(["+".join(dict.fromkeys(mixers)), *sorted(others)])
     return text if len(text) <= 80 else f"{text[:71]}-{sha256(text.encode()).hexdigest()[:8]}"
 
 
 def unused(cfg: DictConfig) -> None:
-    """Raises ValueError for a composed mixer that no pattern refers to: it would be ignored without a word."""
+    """Raises ValueError for what a run would ignore without a word: a composed mixer that no pattern refers to, a key
+    that nothing reads, a value that has no effect."""
     pattern = str(OmegaConf.to_container(cfg.model.backbone.pattern, resolve=False))
     composed = (["mixer"] if cfg.get("mixer") else []) + [f"mixers.{name}" for name in cfg.get("mixers", {})]
     for name in composed:
         if f"${{{name}}}" not in pattern:
             raise ValueError(f"{name} is composed but model.backbone.pattern={pattern} does not use it: name it there")
+    text = OmegaConf.to_yaml(cfg) + OmegaConf.to_yaml(HydraConfig.get().sweeper)
+    referred = {word for inside in re.findall(r"\$\{([^${}]*)", text) for word in re.split(r"[^\w.]+", inside)}
+    own = {*OmegaConf.load(Path(__file__).with_name("conf") / "train.yaml"), *GROUPS}
+    for name in [*cfg, *(f"task.{name}" for name in cfg.task)]:
+        known = name in own or name.removeprefix("task.") in FACTS
+        if not known and not any(word == name or word.startswith(f"{name}.") for word in referred):
+            raise ValueError(f"nothing reads {name}: leave it out")
+    given = [key(word) for word in HydraConfig.get().overrides.task]
+    for name, switch in ONLY_WITH.items():
+        if name in given and not cfg[switch]:
+            raise ValueError(f"{name} has no effect without {switch}=: set that, or leave {name} out")
+    if "task.length" in given and "task.length" not in referred:
+        raise ValueError(f"task.length has no effect: {cfg.task.name} gives its lengths in task.data")
 
 
 def other(mixer: str) -> DictConfig:
     """This run's configuration with another mixer, with that one's own values."""
     overrides = HydraConfig.get().overrides
     search = [word for word in overrides.hydra if word.startswith("hydra.searchpath")]
-    rest = [word for word in overrides.task if word.lstrip("+~").split("=")[0].split(".")[0] != "mixer"]
+    rest = [word for word in overrides.task if key(word).split(".")[0] != "mixer"]
     cfg = hydra.compose("train", overrides=[*search, *rest, f"mixer={mixer}"])
     cfg.label = mixer
     return cfg

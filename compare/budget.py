@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from hydra.errors import HydraException
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from mixers.base import Mixer, State
 
@@ -45,7 +46,8 @@ def tensors(state: State | list | dict) -> Iterator[Tensor]:
 def state_bytes(make_model: Callable[[], nn.Module], length: int, batch: int = 1) -> int:
     """The bytes of the state after `length` tokens, summed over the layers; a pair's two sequences count both."""
     model = _on_meta(make_model)
-    _, states = model(_tokens(model, length, batch))
+    with Counter():
+        _, states = model(_tokens(model, length, batch))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors(states))
 
 
@@ -79,9 +81,10 @@ def cost(make_model: Callable[[], nn.Module], by: str, length: int) -> float:
         return parameters(_on_meta(make_model).get_submodule("backbone"))["total"]
     if by == "state":
         return state_bytes(make_model, length)
-    forward = flops(make_model, length)["forward_per_token"]
-    assert forward is not None
-    return forward
+    model = _on_meta(make_model)
+    tokens = _tokens(model, length)
+    with torch.no_grad():
+        return _count(lambda: model(tokens)) / tokens.numel()
 
 
 def solve(measure: Callable[[dict[str, int]], float], sizes: dict[str, int], target: float) -> tuple[dict, float]:
@@ -161,32 +164,77 @@ def _tokens(model: nn.Module, length: int, batch: int = 1) -> Tensor:
 
 
 def _count(call: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter, _VisiblePairs(counter) as hidden:
+    with Counter() as counter, _VisiblePairs(counter) as hidden:
         call()
-    return counter.get_total_flops() - hidden.flops
+    return counter.flops - hidden.flops
+
+
+KNOWN: dict[tuple, tuple] = {}  # what Counter remembers
+
+
+class Counter(TorchDispatchMode):
+    """Adds up FLOPs of operations on meta, by torch's own formulas and those below.
+
+    What such an operation returns and costs depends on shapes, strides, dtypes and constants only, and is remembered by
+    them: most of torch's kernels for meta are Python, and to work it out again takes ten times longer.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.is_view:
+            return func(*args, **kwargs)
+        key = (func, _signature(args), _signature(tuple(kwargs.items())))
+        if key not in KNOWN:
+            out = func(*args, **kwargs)
+            formula = FORMULAS.get(func._overloadpacket)
+            flops = formula(*args, **kwargs, out_val=out) if formula else 0
+            self.flops += flops
+            parts = out if isinstance(out, tuple | list) else (out,)
+            if not func._schema.is_mutable and all(isinstance(part, Tensor) and part.is_meta for part in parts):
+                KNOWN[key] = flops, type(out), [(part.shape, part.stride(), part.dtype) for part in parts]
+            return out
+        flops, kind, parts = KNOWN[key]
+        self.flops += flops
+        made = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in parts]
+        return made[0] if issubclass(kind, Tensor) else kind(made)
+
+
+def _signature(value):
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, tuple | list):
+        return tuple(map(_signature, value))
+    return type(value), value  # for 1 == 1.0 == True
 
 
 class _VisiblePairs(TorchFunctionMode):
-    """Collects what causal attention does not need: on meta it becomes two full products, whose mask nobody counts."""
+    """Collects what attention does not need, of pairs that do not see each other: on meta it becomes two full products."""
 
-    def __init__(self, counter: FlopCounterMode):
+    def __init__(self, counter: Counter):
         super().__init__()
         self.counter, self.flops = counter, 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        before = self.counter.get_total_flops()
+        before = self.counter.flops
         out = func(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention:
             visible, pairs = _pairs(*args, **(kwargs or {}))
-            counted = self.counter.get_total_flops() - before
+            counted = self.counter.flops - before
             self.flops += counted - counted * visible // pairs
         return out
 
 
 def _pairs(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    """How many pairs of a query and a key are visible, and how many there are; what a mask hides counts as visible."""
+    """How many pairs of a query and a key are visible, and how many there are. What a mask hides counts as visible,
+    unless the mask knows better: that of mixers.ops.attention does."""
     T, S = query.shape[-2], key.shape[-2]
-    return sum(min(t + 1, S) for t in range(T)) if is_causal else T * S, T * S  # is_causal starts at the top left
+    if is_causal:
+        return sum(min(t + 1, S) for t in range(T)), T * S  # it starts at the top left
+    return getattr(attn_mask, "pairs", T * S), T * S
 
 
 def _fft(x, dims, *rest, out_val=None) -> int:
@@ -227,6 +275,7 @@ def _product(op):
 
 
 FORMULAS = {
+    **flop_registry,
     **dict.fromkeys((aten._fft_r2c, aten._fft_c2c, aten._fft_c2r), _fft),
     **dict.fromkeys((aten.exp, aten.exp_, aten.cumsum, aten.cumsum_), _elements),
     **dict.fromkeys((aten.dot, aten.vdot), _dot),
@@ -235,5 +284,3 @@ FORMULAS = {
     aten.addmv: _addmv,
     **{op: _product(op) for op in (aten.mm, aten.addmm, aten.bmm, aten.baddbmm)},
 }
-for formula in FORMULAS.values():
-    setattr(formula, "_get_raw", True)  # noqa: B010 - the counter's mark for a formula that wants tensors, not shapes

@@ -64,15 +64,16 @@ def compare_sweep(config: DictConfig, sweep: str) -> int:
     from compare.report import report
 
     directory = Path(config.runs) / "comparisons" / sweep
-    report(records, directory)
+    figures = report(records, directory)
     print(f"\ncomparison: {directory / 'report.html'}")
     if OmegaConf.select(config, "logger.project"):
-        log_comparison(config, records, directory, sweep)
+        log_comparison(config, records, directory, sweep, figures)
     return int(any(record["outcome"] != "finished" for record in records))
 
 
-def log_comparison(config: DictConfig, records: list[dict], directory: Path, sweep: str) -> None:
-    """One W&B run, beside those of the sweep, with the report and its rows; offline unless the logger says online."""
+def log_comparison(config: DictConfig, records: list[dict], directory: Path, sweep: str, figures: dict) -> None:
+    """One W&B run, beside those of the sweep, with the report, its rows and its figures; offline unless the logger says
+    online."""
     import csv
 
     import wandb
@@ -95,7 +96,8 @@ def log_comparison(config: DictConfig, records: list[dict], directory: Path, swe
     )
     try:
         table = wandb.Table(columns=head, data=[[_number(cell) for cell in row] for row in rows])
-        run.log({"comparison": table, "report": wandb.Html(str(directory / "report.html"))})
+        drawn = {f"{task}/{one.title}": wandb.Html(one.svg) for task, several in figures.items() for one in several}
+        run.log({"comparison": table, "report": wandb.Html(str(directory / "report.html")), **drawn})
         for cells in (dict(zip(head, row, strict=True)) for row in rows):
             if cells["outcome"] != "reference" and _number(cells["mean"]) is not None:
                 run.summary[f"{cells['task']}/{cells['mixer']}"] = _number(cells["mean"])

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 from compare import stats
 from compare.tables import Table, along, binary, curve, si
@@ -43,7 +44,7 @@ class Figure:
 
 def draw(table: Table) -> list[Figure]:
     """Score by slice (a figure for each thing that varies), learning curves by step and by time, score against state
-    and against FLOPs, and which layers are what; what there is."""
+    and against FLOPs, time and memory against length, and which layers are what; what there is."""
     state = f"bytes of state{f' after {table.length} tokens' * bool(table.length)}"
     figures = [
         *(_by_slice(table, axis, points) for axis, points in slices(table).items()),
@@ -51,6 +52,8 @@ def draw(table: Table) -> list[Figure]:
         _curves(table, "seconds", "time"),
         _against(table, "state", state, lambda row: row.cost("state_bytes"), binary),
         _against(table, "FLOPs", "FLOPs per token", lambda row: row.cost("flops", "forward_per_token"), si),
+        _by_length(table, "time", "us_per_token", "us per token"),
+        _by_length(table, "memory", "peak_bytes", "peak bytes"),
         _layers(table),
     ]
     return [figure for figure in figures if figure]
@@ -183,6 +186,33 @@ def front(points: list[tuple[float, float]], higher: bool) -> list[tuple[float, 
         if not best or (score > best[-1][1] if higher else score < best[-1][1]):
             best.append((cost, score))
     return best
+
+
+def _by_length(table: Table, name: str, key: str, ylabel: str) -> Figure | None:
+    """What a training step on one sequence costs as it grows: the median over seeds."""
+    costs: dict[str, dict[int, list[float]]] = {}
+    for row in table.rows:
+        for run in row.runs:
+            for length, cost in ((run.get("speed") or {}).get("by_length") or {}).items():
+                costs.setdefault(row.label, {}).setdefault(int(length), []).append(cost[key])
+    if not any(len(at) > 1 for at in costs.values()):
+        return None
+    data = []
+
+    def plot(ax):
+        for label, at in costs.items():
+            points = [(length, median(at[length])) for length in sorted(at)]
+            data.extend([label, length, cost] for length, cost in points)
+            ax.plot(*zip(*points, strict=True), label=label, **_look(table, label))
+        lengths = sorted({length for at in costs.values() for length in at})
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.set_xticks(lengths, [str(length) for length in lengths])
+        for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            axis_formatter(lambda value, _: binary(value) if key == "peak_bytes" else si(value))
+        ax.set(xlabel="tokens in one training step", ylabel=ylabel)
+
+    return figure(table.task, f"{name} against length", plot, ["mixer", "length", ylabel], data)
 
 
 def _layers(table: Table) -> Figure | None:

@@ -18,8 +18,9 @@ __all__ = ["Comparison", "compare", "report"]
 NO_FIGURES = "No figures: matplotlib is not installed; pip install seqmix[report]."
 
 
-def report(records: list[dict], directory: Path, console: Console | None = None) -> None:
+def report(records: list[dict], directory: Path, console: Console | None = None) -> dict[str, list]:
     """Compare the records; print the tables and write comparison.md, comparison.csv and report.html to directory.
+    Returns the figures of each task; none without matplotlib.
 
     Raises ValueError, before anything is written, where the records cannot be compared.
     """
@@ -43,6 +44,7 @@ def report(records: list[dict], directory: Path, console: Console | None = None)
         console.print(Text(f"warning: {warning}", style="yellow"))
     if figures is None:
         console.print(NO_FIGURES, style="dim")
+    return figures or {}
 
 
 def terminal(table: Table, console: Console) -> RenderableType:

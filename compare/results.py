@@ -57,18 +57,15 @@ SOURCES = ("mixers", "models", "tasks", "compare", "conf", "train.py")
 SUFFIXES = (".py", ".yaml", ".c", ".h")
 
 
-def write(directory: Path, record: dict) -> Path:
-    """Check the record and write it to directory/result.json (a trial's to trial.json), all of it or nothing; the path
-    is returned.
-
-    Raises ValueError for a missing key, TypeError for a value of the wrong type or not JSON, both naming the key.
-    """
+def check(record: dict) -> None:
+    """The schema. Raises ValueError for a key that is missing, of the wrong type, or at odds with the others; it names
+    the key."""
     for key, kind in (REQUIRED | MEASURED).items():
         if key not in record:
             if key in REQUIRED:
                 raise ValueError(f"the record lacks the key '{key}'")
         elif not isinstance(record[key], kind) or (kind is int and isinstance(record[key], bool)):
-            raise TypeError(f"record['{key}'] must be {kind.__name__}, not {type(record[key]).__name__}")
+            raise ValueError(f"record['{key}'] must be {kind.__name__}, not {type(record[key]).__name__}")
     if record["version"] != VERSION:
         raise ValueError(f"record['version'] must be {VERSION}, not {record['version']}")
     if record["outcome"] not in OUTCOMES:
@@ -78,8 +75,17 @@ def write(directory: Path, record: dict) -> Path:
             "the record is of a trial, which must not hold test figures, and has the key 'test' or 'slices'"
         )
     scored = "validation" if "trial" in record else "test"
-    if record["outcome"] == "finished" and not isinstance(record.get(scored, {}).get("score"), int | float):
+    if record["outcome"] == "finished" and "score" not in record.get(scored, {}):
         raise ValueError(f"the record is 'finished' but lacks the key '{scored}.score'")
+
+
+def write(directory: Path, record: dict) -> Path:
+    """Check the record and write it to directory/result.json (a trial's to trial.json), all of it or nothing; the path
+    is returned.
+
+    Raises ValueError where it does not have the schema, TypeError for a value that is not JSON, both naming the key.
+    """
+    check(record)
     text = json.dumps(_plain(record, "record"), indent=1, allow_nan=False) + "\n"
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -111,9 +117,10 @@ def read(path: Path) -> dict:
         raise ValueError(f"{path} is not a record of a run: move it away or {remedy}")
     if record["version"] != VERSION:
         raise ValueError(f"{path} has version {record['version']}, this code reads version {VERSION}: {remedy}")
-    missing = [key for key, kind in REQUIRED.items() if not isinstance(record.get(key), kind)]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}: {remedy}")
+    try:
+        check(record)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}: {remedy}") from None
     return record
 
 

@@ -3,6 +3,7 @@
 import copy
 import csv
 import functools
+import inspect
 import io
 import logging
 import os
@@ -13,7 +14,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import wandb
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
@@ -22,10 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from compare import budget, plan, results, speed
 from mixers.ops import engines
 from models.backbone import LooksAhead
-from models.learner import Diverged, Learner
+from models.learner import Diverged, Learner, read_checkpoint
 
 log = logging.getLogger(__name__)
 LAST = "last.ckpt"
+# warnings of libraries about themselves, or about what resuming means to do
+NOISE = ("LeafSpec", "does not have many workers", "script_method", "exists and is not empty", "dirpath has changed")
 
 
 class Interrupted(RuntimeError):
@@ -37,7 +39,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
 
     Raises ValueError, of one sentence, where the configuration cannot be built: then nothing is recorded.
     """
-    warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers|script_method).*")
+    warnings.filterwarnings("ignore", message=f".*({'|'.join(NOISE)}).*")
     logging.getLogger("lightning").handlers.clear()  # its own, beside Hydra's, would print each line twice
     torch.set_num_threads(cfg.threads)
     environment = results.environment()
@@ -57,16 +59,23 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
             "protocol": protocol(cfg, data),
         }
         learner = instantiate(cfg.learner, model=instantiate(cfg.model))
+        known(learner.make_optimizer)
+        learner.config = record["config"]
         learner.names = {split: [s.name for s in data.segments(split)] for split in ("validation", "test")}
         checkpoint = resume_from(cfg, directory, learner)
         logger = open_logger(cfg, record)
         trainer = make_trainer(cfg, directory, logger)
         trainer.fit(learner, data, ckpt_path=checkpoint, weights_only=True)
+        # What training ends with is missing where the run was killed after its last step, and goes on with none left;
+        # and where no interval of validation ends at that step.
+        learner.record_loss()
+        if "validation" not in learner.scores or "validation/score" not in learner.curve[-1]:
+            trainer.validate(learner, data, verbose=False)
         if "trial" in record:  # the test split chooses nothing
             record |= {"outcome": "finished", "validation": learner.scores["validation"]["all"]}
         else:
             trainer.test(learner, data, verbose=False)
-            record |= outcome_of(cfg, learner, data)
+            record |= outcome_of(cfg, learner, data, "cuda" if on_gpu else "cpu")
     except Diverged as error:
         record |= {"outcome": "diverged", "reason": str(error)}
     except Interrupted as error:
@@ -78,6 +87,8 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
         record |= {"outcome": "impossible", "reason": f"looks ahead: {cause}"}
     finally:
         if logger is not None:
+            import wandb  # only where it is asked for: it takes seconds, and runs do without it
+
             wandb.finish(exit_code=0 if record["outcome"] == "finished" else 1)
     served = {op: sorted(names) for op, names in sorted(engines.ran.items())}
     record["engine_details"] = {"why": engine.why, "served": served}
@@ -87,6 +98,12 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
     results.write(directory, record)
     log.info("%s seed %d: %s", cfg.label, cfg.seed, f"{record['outcome']} {record['reason']}".strip())
     return record
+
+
+def known(optimizer: functools.partial) -> None:
+    """Raises ValueError for an option that the optimizer does not have, which would only come out at the first step."""
+    if odd := optimizer.keywords.keys() - inspect.signature(optimizer.func).parameters.keys():
+        raise ValueError(f"{optimizer.func.__name__} has no option {', '.join(sorted(odd))}: leave optimizer.* out")
 
 
 def protocol(cfg: DictConfig, data: Any) -> dict:
@@ -122,13 +139,8 @@ def resume_from(cfg: DictConfig, directory: Path, learner: Learner) -> Path | No
         if cfg.ckpt == "last":
             raise ValueError(f"ckpt=last: {directory} holds no {LAST}; leave ckpt out to start from step 0")
         return None
-    try:
-        saved = torch.load(last, map_location="cpu", weights_only=True)
-        state = saved["state_dict"]
-        saved["seqmix"]
-    except Exception as error:  # whatever unpickling a file that is not ours may raise
-        raise ValueError(f"{last} is not a whole checkpoint of seqmix: remove it, or name another") from error
-    theirs, ours = set(state), set(learner.state_dict())
+    saved = read_checkpoint(last)
+    theirs, ours = set(saved["state_dict"]), set(learner.state_dict())
     if theirs != ours:
         odd = sorted(theirs ^ ours)[0]
         raise ValueError(f"{last} is of another model ({odd} is not in both): name one of this configuration")
@@ -157,7 +169,9 @@ def make_trainer(cfg: DictConfig, directory: Path, logger) -> L.Trainer:
     """Lightning's Trainer with the project's callbacks. One line per validation, and the bar where somebody watches."""
     interval = cfg.trainer.val_check_interval
     callbacks = [
-        ModelCheckpoint(directory, filename="last", every_n_train_steps=interval, enable_version_counter=False),
+        ModelCheckpoint(
+            directory, filename="last", every_n_epochs=1, save_on_train_epoch_end=False, enable_version_counter=False
+        ),
         StopBetweenSteps(directory / LAST),
     ]
     single = not os.environ.get("SEQMIX_SWEEP")
@@ -204,7 +218,7 @@ class StopBetweenSteps(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, *args) -> None:
         if self.signal:
-            trainer.save_checkpoint(self.checkpoint)
+            trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise Interrupted(f"{self.signal} at step {trainer.global_step}: the same command goes on from there")
 
     def teardown(self, trainer: L.Trainer, learner: L.LightningModule, stage: str) -> None:
@@ -213,20 +227,26 @@ class StopBetweenSteps(Callback):
         self._before = {}
 
 
-def outcome_of(cfg: DictConfig, learner: Learner, data: Any) -> dict:
-    """What a finished run is worth and what it cost."""
+def outcome_of(cfg: DictConfig, learner: Learner, data: Any, device: str) -> dict:
+    """What a finished run is worth and what it cost, measured on the device that it ran on."""
     test = learner.scores["test"]
     length = cfg.task.length if learner.not_run else cfg.task.max_length  # what it can run
     make = functools.partial(instantiate, cfg.model)
-    batch = next(iter(data.train_dataloader()))
+    learner.to(device)  # which the Trainer has left
+    batch = tuple(None if x is None else x.to(device) for x in next(iter(data.train_dataloader())))
     run = [s for s in data.segments("test") if s.name not in learner.not_run]
-    lengths = {length, *(s.tokens.shape[-1] for s in run)}
+    lengths = sorted({length, *(s.tokens.shape[-1] for s in run)})
+    timed = {}
+    if cfg.probe:
+        timed = speed.probe(learner.model, batch, lambda model, batch: learner.loss(batch))
+        if cfg.model.pool != "pair":
+            timed["by_length"] = speed.by_length(learner.model, lengths)
     return {
         "outcome": "finished",
         "parameters": budget.parameters(learner.model),
-        "state_bytes": {str(at): budget.state_bytes(make, at) for at in sorted(lengths)},
+        "state_bytes": {str(at): budget.state_bytes(make, at) for at in lengths},
         "flops": budget.flops(make, length),
-        "speed": speed.probe(learner.model, batch, lambda model, batch: learner.loss(batch)) if cfg.probe else {},
+        "speed": timed,
         "validation": learner.scores["validation"]["all"],
         "test": test["all"],
         "slices": [

@@ -70,6 +70,26 @@ def _decode(model: nn.Module, tokens: Tensor, steps: int) -> float | None:
     return _seconds(lambda: model(tokens[:, -1:], states), steps, tokens.device) / tokens.shape[0]
 
 
+def by_length(model: nn.Module, lengths: list[int], seconds: float = 1.0) -> dict[str, dict]:
+    """One training step on one sequence of each length: {"64": {"us_per_token", "peak_bytes"}}, shortest first.
+
+    It ends before a length whose step, if it grew with the square, would take more than `seconds`, and with the first
+    that is too long for the model or the machine.
+    """
+    found: dict[str, dict] = {}
+    device, took, before = next(model.parameters()).device, 0.0, 0
+    for length in sorted(lengths):
+        if before and took * (length / before) ** 2 > seconds:
+            break
+        tokens = torch.zeros(1, length, dtype=torch.int64, device=device)
+        try:
+            took, peak, _ = costs(model, tokens, "train", seconds / 4)
+        except (ValueError, RuntimeError):
+            break
+        found[str(length)], before = {"us_per_token": took * 1e6 / length, "peak_bytes": peak}, length
+    return found
+
+
 MODES = ("forward", "prefill", "train", "decode")
 
 
@@ -95,7 +115,8 @@ def costs(model: nn.Module, tokens: Tensor, mode: str, seconds: float) -> tuple[
     def train():
         model.zero_grad(set_to_none=True)
         logits = model(tokens)[0]
-        nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()).backward()
+        targets = torch.zeros_like(logits[..., 0], dtype=torch.int64)
+        nn.functional.cross_entropy(logits.flatten(0, -2).float(), targets.flatten()).backward()
 
     @torch.no_grad()
     def decode():

@@ -22,8 +22,8 @@ class Row:
     mixer: str
     runs: list[dict]  # by seed
     scores: dict[int, float]  # of the finished runs, by seed
-    solved: tuple[int, float, float] | None = None  # how many of them, and the interval of their share
-    steps: list[float] | None = None  # to the threshold, of each finished run; inf where it was not reached
+    solved: tuple[int, int, float, float] | None = None  # how many of how many, and the interval of their share
+    steps: list[float] | None = None  # to the threshold, of each of these; inf where it was not reached
     difference: stats.Paired | None = None  # to the baseline (of a twin: to its own), at the seeds that both finished
     p: float | None = None  # of that difference, after Holm over the labels
 
@@ -242,14 +242,17 @@ def threshold(metric: dict) -> float | None:
 
 
 def _solved(row: Row, metric: dict) -> Row:
-    least = threshold(metric)
-    if least is None or not row.scores:
+    """The row with its counts; a run that diverged has not solved the task, and counts."""
+    least, lost = threshold(metric), sum(run["outcome"] == "diverged" for run in row.runs)
+    n = len(row.scores) + lost
+    if least is None or not n:
         return row
     higher = metric["higher_is_better"]
     count = sum(score >= least if higher else score <= least for score in row.scores.values())
     curves = [curve(run) for run in row.runs if run["seed"] in row.scores]
     steps = [math.inf if (step := stats.steps_to(c, least, higher)) is None else step for c in curves if c]
-    return replace(row, solved=(count, *stats.count_interval(count, len(row.scores))), steps=steps or None)
+    steps = steps + [math.inf] * lost if steps else []
+    return replace(row, solved=(count, n, *stats.count_interval(count, n)), steps=steps or None)
 
 
 def curve(run: dict, key: str = "step") -> list[tuple[float, float]]:
@@ -378,7 +381,7 @@ def _notes(rows: list[Row], references: dict, higher: bool, metric: dict, length
         sign = "at least" if metric["higher_is_better"] else "at most"
         notes.append(
             f"solved: {metric['name']} of {sign} {threshold(metric):g}, with an exact 95 % interval of the share; "
-            "steps: to the first validation there, median over seeds"
+            "steps: to the first validation there, median over seeds; diverged runs count as not solved"
         )
         notes.append(
             "pairs and longest: how far all easier slices are solved too, between two by the logarithm, all else at "
@@ -576,8 +579,8 @@ def _scores(row: Row, seeds: list[int]) -> Cell:
 def _solved_cell(row: Row) -> Cell:
     if row.solved is None:
         return _GAP
-    count, low, high = row.solved
-    return Cell(f"{count}/{len(row.scores)} [{low:.0%}, {high:.0%}]", (count, low, high))
+    count, n, low, high = row.solved
+    return Cell(f"{count}/{n} [{low:.0%}, {high:.0%}]", (count, low, high))
 
 
 def _steps(row: Row) -> Cell:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mixers.base import State
+
 CITATION = re.compile(r"\(([^()]*?\d{4})(?=[,;)])([^()]*)\)")  # (authors and year, link, where in the paper)
 HEAD = ("mixer", "family", "direction", "what", "paper", "state at 1k", "at 64k", "kFLOP/token")
 WIDTH, SHORT, LONG = 64, 1024, 65536  # costs are those of one mixer of this d_model, at these lengths
@@ -104,6 +106,8 @@ def show(name: str) -> int:
     engine = engines.choice("cpu")
     served = ", ".join(f"{op} by {' and '.join(sorted(names))}" for op, names in sorted(engines.ran.items()))
     print(f"engine: {engine.name}, {engine.why}; {served or 'nothing here needs one'}")
+    missing = engines.obstacle("fla")
+    print(f"on CUDA: {f'torch, since {missing}' if missing else 'fla, where it has a kernel'}")
     print(f"parameters at d_model={WIDTH}: {parameters:,}")
     print(f"std of the output at initialisation, for an input of std 1: {std:.3g}")
     effects = memory(registry.factory(name, length=SHORT))
@@ -139,8 +143,9 @@ def check(name: str, overrides: dict[str, Any]) -> int:
     from mixers.testing import CHECKS
 
     failed = 0
-    for label, factory in candidates(name, overrides):
-        print(label)
+    found = list(candidates(name, overrides))
+    for i, (label, factory) in enumerate(found, 1):
+        print(label if len(found) == 1 else f"{label} ({i} of {len(found)})", flush=True)
         for function in CHECKS:
             title = getattr(function, "__name__", repr(function))
             try:
@@ -189,25 +194,57 @@ def costs(name: str) -> tuple[str, str, str]:
     from compare.budget import cost
     from mixers import registry
 
-    factories = {length: registry.factory(name, length=length) for length in (SHORT, LONG)}
-
     class Embedded(nn.Module):  # costs are measured from tokens on
-        def __init__(self, length: int):
+        def __init__(self):
             super().__init__()
-            self.embed, self.mixer = nn.Embedding(1, WIDTH), factories[length](WIDTH)
+            self.embed, self.mixer = nn.Embedding(1, WIDTH), registry.build(name, WIDTH, length=SHORT)
 
         def forward(self, tokens, state=None):
             return self.mixer(self.embed(tokens), state)
 
-    def held(length: int) -> str:
-        # what does not grow between 128 and 256 tokens is not walked to the end: even on meta that takes seconds
-        first, second = (cost(lambda: Embedded(length), "state", n) for n in (128, 256))
-        return size(second if first == second else cost(lambda: Embedded(length), "state", length))
-
-    used = f"{cost(lambda: Embedded(SHORT), 'flops', SHORT) / 1000:.0f}"
-    if not Embedded(SHORT).mixer.causal:
+    used = f"{cost(Embedded, 'flops', SHORT) / 1000:.0f}"
+    if not registry.directions(name)[0]:
         return "", "", used
-    return held(SHORT), held(LONG), used
+    return size(held(name, SHORT)), size(held(name, LONG)), used
+
+
+def held(name: str, length: int) -> int:
+    """The bytes of a state after `length` tokens, 64 times a power of two, measured on the meta device.
+
+    Even there 64k tokens take seconds. So a state is taken to grow as it last grew, and a mixer that is given that
+    state near the end must return it at the end; while it does not, twice as many tokens are really walked.
+    """
+    import torch
+
+    from compare.budget import Counter, tensors
+    from mixers import registry
+
+    def after(state, steps):
+        return mixer(torch.empty(1, steps, WIDTH, device="meta"), state)[1]
+
+    def shapes(state):
+        return [(z.shape, z.dtype) for z in tensors(state)]
+
+    with torch.device("meta"):
+        mixer = registry.build(name, WIDTH, length=length).eval()
+    with torch.no_grad(), Counter():
+        n, state = 64, after(None, 64)
+        while True:
+            twice = after(state, n)
+            rest = length // n - 2
+            end = grown(state, twice, rest)
+            if not rest or shapes(after(grown(state, twice, rest - 1), n)) == shapes(end):
+                return sum(z.numel() * z.element_size() for z in tensors(end))
+            n, state = 2 * n, twice
+
+
+def grown(first: State, second: State, times: int) -> State:
+    """A state of the shape that comes after first and second, so many times later, where it grows at a fixed rate."""
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        return tuple(grown(a, b, times) for a, b in zip(first, second, strict=True))
+    if first is None or second is None:
+        return second
+    return second.new_empty([b + (b - a) * times for a, b in zip(first.shape, second.shape, strict=True)])
 
 
 def size(n: float) -> str:

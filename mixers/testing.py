@@ -16,7 +16,7 @@ import pickle
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +34,46 @@ Factory = Callable[[], Mixer]
 CHECKS: list[Callable[[Factory], None]] = []
 
 
-def check_mixer(factory: Factory, checks: list[Callable[[Factory], None]] | None = None) -> None:
-    """Runs every check. Raises AssertionError, which says what is wrong and by how much."""
-    for check in CHECKS if checks is None else checks:
-        check(factory)
+class Setting(NamedTuple):
+    """Where mixers are checked, and in which precision they must agree with themselves.
+
+    float64 is exact. float32 allows for the tf32 of tensor cores. bfloat16 is float32 parameters under autocast, as a
+    Trainer runs them.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def within(self, exact: float) -> float:
+        """The tolerance in this precision, of what is `exact` in float64."""
+        return {torch.float64: exact, torch.float32: 1e-3, torch.bfloat16: 1e-1}[self.dtype]
+
+
+_setting = Setting()
+
+
+def check_mixer(
+    factory: Factory, checks: list[Callable[[Factory], None]] | None = None, setting: Setting = _setting
+) -> None:
+    """Runs every check, in bfloat16 those that are about numbers. Raises AssertionError, which says what is wrong and
+    by how much.
+    """
+    global _setting
+    if checks is None and setting.dtype == torch.bfloat16:
+        checks = ABOUT_NUMBERS
+    before, _setting = _setting, setting
+    try:
+        for check in CHECKS if checks is None else checks:
+            half = setting.dtype == torch.bfloat16 and check is not check_autocast
+            # without the cache, which would keep the weights of the first of several steps
+            with torch.autocast(setting.device, dtype=torch.bfloat16, enabled=half, cache_enabled=False):
+                check(factory)
+    finally:
+        _setting = before
 
 
 def _check(function: Callable[[Factory], None]) -> Callable[[Factory], None]:
@@ -65,28 +101,30 @@ def check_causality(factory: Factory) -> None:
     """What is declared causal does not move before a change, at each multiple of 8 and 16, +-2; what is not does look
     ahead.
     """
-    mixer = _make(factory).double()
+    mixer = _exact(factory)
     if not mixer.causal:
         x, other = _noise(1, SMALL), _noise(1, SMALL, seed=1)
         other[:, :-1] = x[:, :-1]
         moved = (mixer(x)[0] - mixer(other)[0])[:, :-1].abs().max().item()
         assert mixer.null or moved > 1e-8, "it is declared causal=False and yet never looks ahead"
         return
+    tolerance = _setting.within(1e-10)
     for T, chunk, edges in ((SMALL, 16, range(8, SMALL, 8)), (LONG, None, range(16, LONG, 16))):
         with _chunks(mixer, chunk):
-            x, other = _noise(2, T), _noise(2, T, seed=1)
-            y = mixer(x)[0]
-            for t in sorted({edge + by for edge in edges for by in (-2, -1, 0, 1, 2) if edge + by < T}):
-                changed = torch.cat([x[:, :t], other[:, t:]], 1)
-                moved = (mixer(changed)[0] - y)[:, :t].abs().max().item()
-                size = (changed - x).abs().max().item()
-                assert moved <= 1e-10 * size, f"a change at t={t} of T={T} moved an earlier output by {moved:.1e}"
+            places = sorted({edge + by for edge in edges for by in (-2, -1, 0, 1, 2) if edge + by < T})
+            x, other = _noise(1, T), _noise(1, T, seed=1)
+            rows = torch.cat([x, *(torch.cat([x[:, :t], other[:, t:]], 1) for t in places)])  # each its own change
+            y = mixer(rows)[0].detach()
+            size = (other - x).abs().max().item()
+            for t, row in zip(places, y[1:], strict=True):
+                moved = (row - y[0])[:t].abs().max().item()
+                assert moved <= tolerance * size, f"a change at t={t} of T={T} moved an earlier output by {moved:.1e}"
 
 
 @_check
 def check_law(factory: Factory) -> None:
     """However x is cut, the carried state gives the same outputs, final state and gradients."""
-    mixer = _make(factory).double()
+    mixer = _exact(factory)
     if not mixer.causal:
         return
     small = [[1] * SMALL, [1, 36], [36, 1], [2, 35], [8, 29], [16, 21], [15, 1, 21], [17, 3, 17]]
@@ -100,13 +138,13 @@ def check_law(factory: Factory) -> None:
                     for ours, theirs in zip(a, b, strict=True):
                         assert ours.shape == theirs.shape, f"cut at {cut}, a {name} is {tuple(ours.shape)}"
                         error = _error(ours, theirs)
-                        assert error < 1e-8, f"cut at {cut}, a {name} is off by {error:.1e}"
+                        assert error < _setting.within(1e-8), f"cut at {cut}, a {name} is off by {error:.1e}"
 
 
 @_check
 def check_state_is_a_value(factory: Factory) -> None:
     """A state that was handed in is as it was, and can be used again, by one step or by several; so is x."""
-    mixer = _make(factory).double()
+    mixer = _exact(factory)
     _, state = mixer(_noise(2, SMALL))
     before = copy.deepcopy([t.detach() for t in _tensors(state)])
     for T in (1, 5):
@@ -123,10 +161,10 @@ def check_state_is_a_value(factory: Factory) -> None:
 @_check
 def check_padding(factory: Factory) -> None:
     """What stands on padding does not show at real positions, on either side, in a batch of one too."""
-    mixer = _make(factory).double()
+    mixer = _exact(factory)
     if mixer.causal:
         return
-    masks = torch.ones(3, SMALL, dtype=torch.bool)
+    masks = torch.ones(3, SMALL, dtype=torch.bool, device=_setting.device)
     masks[0, 20:] = False
     masks[1, :9] = False
     for rows in (slice(0, 1), slice(1, 2), slice(0, 3)):
@@ -134,20 +172,20 @@ def check_padding(factory: Factory) -> None:
         x = _noise(len(mask), SMALL)
         other = torch.where(mask.unsqueeze(-1), x, 1e4 * _noise(len(mask), SMALL, seed=1))
         moved = (mixer(x, None, mask)[0] - mixer(other, None, mask)[0])[mask].abs().max().item()
-        assert moved < 1e-8, f"padding moved a real position by {moved:.1e} in a batch of {len(mask)}"
+        assert moved < _setting.within(1e-8), f"padding moved a real position by {moved:.1e} in a batch of {len(mask)}"
         error = _error(mixer(x, None, torch.ones_like(mask))[0], mixer(x)[0])
-        assert error < 1e-8, f"a mask without any padding differs from no mask by {error:.1e}"
+        assert error < _setting.within(1e-8), f"a mask without any padding differs from no mask by {error:.1e}"
 
 
 @_check
 def check_examples_do_not_mix(factory: Factory) -> None:
     """A row of the batch depends on no other row."""
-    mixer = _make(factory).double()
+    mixer = _exact(factory)
     x = _noise(3, SMALL)
     together = mixer(x)[0]
     for row in range(3):
         error = _error(mixer(x[row : row + 1])[0], together[row : row + 1])
-        assert error < 1e-10, f"row {row} alone differs from itself in a batch by {error:.1e}"
+        assert error < _setting.within(1e-10), f"row {row} alone differs from itself in a batch by {error:.1e}"
 
 
 @_check
@@ -162,7 +200,7 @@ def check_every_parameter_learns(factory: Factory) -> None:
     for step in range(3):
         x, target = _noise(2, length, seed=step, dtype=torch.float32), _noise(2, length, seed=9, dtype=torch.float32)
         optimizer.zero_grad()
-        F.mse_loss(mixer(x)[0], target).backward()
+        F.mse_loss(mixer(x)[0].float(), target).backward()
         for name, parameter in parameters.items():
             if parameter.grad is not None:
                 assert torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite at step {step}"
@@ -202,17 +240,17 @@ def check_remembers(factory: Factory) -> None:
         mlps = [nn.Sequential(nn.RMSNorm(D), nn.Linear(D, 2 * D), nn.GELU(), nn.Linear(2 * D, D)) for _ in range(2)]
         norms = [nn.RMSNorm(D) for _ in range(2)]
     blocks = list(zip(norms, [_make(factory, seed) for seed in range(2)], mlps, strict=True))
-    modules = nn.ModuleList([embed, place, head, *(part for block in blocks for part in block)])
+    modules = nn.ModuleList([embed, place, head, *(part for block in blocks for part in block)]).to(_setting.device)
     optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-2)
     chance, losses = math.log(vocabulary), []
     for _ in range(100):
-        tokens = torch.randint(vocabulary, (32, length), generator=generator)
+        tokens = torch.randint(vocabulary, (32, length), generator=generator).to(_setting.device)
         x = embed(tokens) + place.weight
         for norm, mixer, mlp in blocks:
             x = x + mixer(norm(x))[0]
             x = x + mlp(x)
         logits = head(x)[:, delay:]
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, :-delay].flatten())
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, :-delay].flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -242,10 +280,10 @@ def check_state_dict(factory: Factory) -> None:
 def check_deterministic(factory: Factory) -> None:
     """The same input gives the same bits, in training mode too, and no random number is drawn."""
     mixer, x = _make(factory).train(), _noise(2, SMALL, dtype=torch.float32)
-    before = torch.get_rng_state()
+    before = _random_state()
     first, second = mixer(x)[0], mixer(x)[0]
     assert torch.equal(first, second), "the same input gives another output the second time"
-    assert torch.equal(before, torch.get_rng_state()), "forward drew from the global random state"
+    assert torch.equal(before, _random_state()), "forward drew from the global random state"
 
 
 @_check
@@ -253,7 +291,7 @@ def check_autocast(factory: Factory) -> None:
     """Under bfloat16 autocast the output is within 5 % of float32's, in norm, and gradients are finite."""
     mixer, x = _make(factory), _noise(2, SMALL, dtype=torch.float32)
     expected = mixer(x)[0]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(_setting.device, dtype=torch.bfloat16):
         y = mixer(x)[0]
     error = ((y.float() - expected).norm() / expected.norm().clamp(min=1e-12)).item()
     assert error < 0.05, f"bfloat16 autocast is off by {error:.1%}"
@@ -285,6 +323,18 @@ def check_copies(factory: Factory) -> None:
         assert torch.equal(mixer(x)[0], expected), f"{how} shares parameters with the original"
 
 
+ABOUT_NUMBERS: list[Callable[[Factory], None]] = [
+    check_causality,
+    check_law,
+    check_padding,
+    check_examples_do_not_mix,
+    check_every_parameter_learns,
+    check_remembers,
+    check_deterministic,
+    check_autocast,
+]
+
+
 def small(values: dict[str, Any]) -> dict[str, Any]:
     """Of a mixer's knobs the block-like ones, at 8."""
     return {key: 8 for key in values if key in BLOCK_KNOBS}
@@ -302,12 +352,21 @@ def variants(name: str, **overrides: Any) -> Iterator[tuple[str, Factory]]:
 def _make(factory: Factory, seed: int = 0) -> Mixer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return factory()
+        return factory().to(_setting.device)
 
 
-def _noise(batch: int, length: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+def _exact(factory: Factory) -> Mixer:
+    return _make(factory).to(_setting.computed_in)
+
+
+def _noise(batch: int, length: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(100 + seed)
-    return torch.randn(batch, length, D, generator=generator, dtype=torch.float64).to(dtype)
+    x = torch.randn(batch, length, D, generator=generator, dtype=torch.float64)
+    return x.to(_setting.device, _setting.computed_in if dtype is None else dtype)
+
+
+def _random_state() -> Tensor:
+    return torch.get_rng_state() if _setting.device == "cpu" else torch.cuda.get_rng_state()
 
 
 @contextmanager
@@ -348,7 +407,8 @@ def _run(mixer: Mixer, x: Tensor, cuts: list[int]) -> tuple[list[Tensor], list[T
     for tensor in last:
         if tensor.requires_grad:
             value = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-            loss = loss + (value * torch.linspace(-1, 1, value.numel(), dtype=value.dtype).view(value.shape)).sum()
+            weight = torch.linspace(-1, 1, value.numel(), dtype=value.dtype, device=value.device)
+            loss = loss + (value * weight.view(value.shape)).sum()
     inputs = [x, *(p for p in mixer.parameters())]
     gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
     return [y.detach()], [t.detach() for t in last], list(gradients)

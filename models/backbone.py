@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mixers.base import Mixer, State
 from mixers.bidirectional import Bidirectional
@@ -81,7 +82,7 @@ class Block(nn.Module):
         z, mixer_state = self.mixer(z, mixer_state) if self.mixer.causal else self.mixer(z, mixer_state, mask)
         x = x + self.dropout(z)
         if self.mlp is not None and self.norm_mlp is not None:
-            z, mlp_state = self.mlp(self.norm_mlp(x), mlp_state)
+            z, mlp_state = self.mlp(self.norm_mlp(x), mlp_state, mask)
             x = x + self.dropout(z)
         return x, (conv_state, mixer_state, mlp_state)
 
@@ -89,8 +90,11 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """`n_layers` blocks whose mixers are the pattern, tiled over depth. Obeys the mixers' law: see mixers/base.py.
 
-    pattern: mixer factories, d_model -> Mixer; mlp: a factory d_model -> module (x, state) -> (y, state), or
-    None. Both may ask for layer and n_layers.
+    pattern: mixer factories, d_model -> Mixer; mlp: a factory d_model -> module (x, state, mask) -> (y,
+    state), or None. Both may ask for layer and n_layers.
+    piece: sequences are walked so many tokens at a time, with carried states, so that what is in work stays in the
+    cache; None, all at once. By the law it changes no result; only causal models can, and states that grow cost more.
+    checkpoint: blocks keep nothing but their inputs for the backward pass, and compute the rest again.
     Initial values: the backbone's depend on (seed, path), a mixer's on (seed, label, path).
     """
 
@@ -104,16 +108,21 @@ class Backbone(nn.Module):
         mlp: Callable[..., nn.Module] | None,
         local_conv: int,
         dropout: float,
+        piece: int | None,
+        checkpoint: bool,
         seed: int,
         label: str,
     ):
         super().__init__()
+        if piece is not None and (piece < 1 or not causal):
+            reason = "choose at least 1" if piece < 1 else "the task looks both ways, which pieces cannot: choose null"
+            raise ValueError(f"model.backbone.piece is {piece}: {reason}")
         if not pattern or n_layers % len(pattern):
             raise ValueError(
                 f"n_layers={n_layers} is not a multiple of the pattern's length {len(pattern)}: change either, "
                 "so that every mixer of the pattern occurs equally often"
             )
-        self.causal = causal
+        self.causal, self.piece, self.checkpoint = causal, piece, checkpoint
         self.blocks = nn.ModuleList()
         for i in range(n_layers):
             place = {"layer": i, "n_layers": n_layers}
@@ -129,8 +138,22 @@ class Backbone(nn.Module):
         self, x: Tensor, states: tuple[State, ...] | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[State, ...]]:
         """x (B, T, D) -> y (B, T, D), one state per block; mask (B, T) bool, True on real tokens."""
-        after = []
+        if self.piece is None or x.shape[1] <= self.piece:
+            return self.through(x, states, mask)
+        parts, out = x.split(self.piece, 1), []
+        masks = [None] * len(parts) if mask is None else mask.split(self.piece, 1)
+        for part, its_mask in zip(parts, masks, strict=True):
+            y, states = self.through(part, states, its_mask)
+            out.append(y)
+        return torch.cat(out, 1), states  # type: ignore[return-value]
+
+    def through(
+        self, x: Tensor, states: tuple[State, ...] | None, mask: Tensor | None
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        """All blocks, one after the other."""
+        again, after = self.checkpoint and torch.is_grad_enabled(), []
         for i, block in enumerate(self.blocks):
-            x, state = block(x, None if states is None else states[i], mask)
+            inputs = x, None if states is None else states[i], mask
+            x, state = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
             after.append(state)
         return x, tuple(after)

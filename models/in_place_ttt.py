@@ -22,7 +22,7 @@ from models.mlp import MLP
 class InPlaceTTT(nn.Module):
     """An MLP that learns while it reads: its down-projection is a matrix-valued state, its hidden layer the keys.
 
-    It reads from left to right where the task looks both ways, too; padding belongs on the right.
+    It reads from left to right where the task looks both ways, too; padding is not learned from.
     """
 
     def __init__(self, d_model: int, *, expand: float, chunk: int, eta: float, conv: int):
@@ -36,16 +36,17 @@ class InPlaceTTT(nn.Module):
         with torch.no_grad():
             self.target.weight.copy_(torch.diag(0.02 * torch.randn(d_model)))
 
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """x (B, T, D) -> y (B, T, D), and W^T with Z and H of the chunk that is not full yet."""
+    def forward(self, x: Tensor, state: State = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        """x (B, T, D), mask (B, T) -> y (B, T, D), and W^T with Z and H of the chunk that is not full yet."""
         z = self.mlp.hidden(x)
+        read = (z, x) if mask is None else (z * mask.unsqueeze(-1), x * mask.unsqueeze(-1))
         W, tail = (self.mlp.down.weight.mT.expand(len(x), -1, -1), None) if state is None else state
 
         def step(W, rows, z, h):
             W = W.to(z.dtype)
             return rows @ W, lambda: W + self.eta * z.mT @ self.targets(h)
 
-        o, state = by_chunk(z, (z, x), W, tail, self.chunk, step)
+        o, state = by_chunk(z, read, W, tail, self.chunk, step)
         return o + self.mlp.down.bias.to(o.dtype), state
 
     def targets(self, h: Tensor) -> Tensor:

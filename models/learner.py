@@ -4,11 +4,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mixers.base import Mixer
 from models.model import Model
@@ -26,7 +28,9 @@ class Learner(L.LightningModule):
 
     metric: "accuracy" or "bits_per_byte", of scored targets. warmup: fraction of all steps. dynamics_lr: the highest
     rate of the mixers' own dynamics (decays, step sizes); tables_lr: the rate of lookup tables, as a multiple.
+    piece: how many scored positions get logits at a time, which are computed again in the backward pass; None, all.
     names: the segments' names per split, {"validation": [...], "test": [...]}, in the order of their loaders.
+    config: what the model was made from, kept in its checkpoints.
     """
 
     def __init__(
@@ -40,15 +44,20 @@ class Learner(L.LightningModule):
         tables_lr: float,
         resample_every: int,
         log_every: int,
+        piece: int | None,
         seed: int,
         title: str,
     ):
         super().__init__()
         if metric not in ("accuracy", "bits_per_byte"):
             raise ValueError(f"task.metric is '{metric}': it must be accuracy or bits_per_byte")
+        if piece is not None and piece < 1:
+            raise ValueError(f"learner.piece is {piece}: choose at least 1, or null for all positions at once")
         self.model, self.make_optimizer, self.metric = model, optimizer, metric
         self.warmup, self.dynamics_lr, self.tables_lr = warmup, dynamics_lr, tables_lr
         self.resample_every, self.log_every, self.title = resample_every, log_every, title
+        self.piece = piece
+        self.config: dict = {}
         self.generator = torch.Generator().manual_seed(seed)
         self.names: dict[str, list[str]] = {}
         self.curve: list[dict[str, float]] = []
@@ -61,17 +70,26 @@ class Learner(L.LightningModule):
 
     # -- loss ---------------------------------------------------------------------------------------------------------
 
-    def predict(self, tokens: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits (n, n_outputs) and targets (n,) at the scored positions, and only there."""
-        if targets.dim() == 1:
-            return self.model(tokens, mask=mask)[0], targets
-        at = targets != IGNORE
-        return self.model(tokens, mask=mask, at=at)[0], targets[at]
+    def scored(self, tokens: Tensor, targets: Tensor, mask: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """What logits are made of, (n, D), and targets (n,) at the scored positions, and only there; piece by piece."""
+        at = None if targets.dim() == 1 else targets != IGNORE
+        x, targets = self.model.features(tokens, mask=mask, at=at)[0], targets if at is None else targets[at]
+        piece = self.piece or max(1, len(targets))
+        return list(zip(x.split(piece), targets.split(piece), strict=True))
+
+    def nats(self, x: Tensor, targets: Tensor) -> Tensor:
+        """The sum of their cross-entropies."""
+        return F.cross_entropy(self.model.head(x).float(), targets, reduction="sum")
 
     def loss(self, batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         """Mean cross-entropy in nats over the scored targets of (tokens, targets, mask)."""
-        logits, targets = self.predict(*batch)
-        return F.cross_entropy(logits.float(), targets)
+        parts = self.scored(*batch)
+        nats = [self.nats(*part) if self.piece is None else self.again(*part) for part in parts]
+        return torch.stack(nats).sum() / sum(len(targets) for _, targets in parts)
+
+    def again(self, *part: Tensor) -> Tensor:
+        """`nats`, whose logits are computed again in the backward pass rather than kept."""
+        return checkpoint(self.nats, *part, use_reentrant=False)  # type: ignore[return-value]
 
     def training_step(self, batch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
@@ -98,12 +116,12 @@ class Learner(L.LightningModule):
                 if isinstance(module, Mixer):
                     module.resample(self.generator)
         if step % self.log_every == 0:
-            self._record_loss()
+            self.record_loss()
 
     def on_train_end(self) -> None:
-        self._record_loss()
+        self.record_loss()
 
-    def _record_loss(self) -> None:
+    def record_loss(self) -> None:
         if self._loss_steps:
             self.record({"train/loss": self._loss_sum / self._loss_steps})
             self._loss_sum, self._loss_steps = 0.0, 0
@@ -136,11 +154,12 @@ class Learner(L.LightningModule):
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        logits, targets = self.predict(*batch)
-        nats = F.cross_entropy(logits.float(), targets, reduction="sum").double()
-        right = (logits.argmax(-1) == targets).sum().double()
-        sums = torch.stack([nats, right, torch.tensor(len(targets), dtype=torch.float64, device=nats.device)])
-        self._sums[dataloader_idx] = self._sums.get(dataloader_idx, torch.zeros_like(sums)) + sums
+        for x, targets in self.scored(*batch):
+            logits = self.model.head(x)
+            nats = F.cross_entropy(logits.float(), targets, reduction="sum").double()
+            right = (logits.argmax(-1) == targets).sum().double()
+            sums = torch.stack([nats, right, torch.tensor(len(targets), dtype=torch.float64, device=nats.device)])
+            self._sums[dataloader_idx] = self._sums.get(dataloader_idx, torch.zeros_like(sums)) + sums
 
     def test_step(self, batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         if dataloader_idx in self._not_run:
@@ -207,6 +226,7 @@ class Learner(L.LightningModule):
             "generator": self.generator.get_state(),
             "curve": self.curve,
             "seconds": self.seconds,
+            "config": self.config,
             "loss": (self._loss_sum, self._loss_steps),
         }
 
@@ -216,6 +236,20 @@ class Learner(L.LightningModule):
         self.generator.set_state(saved["generator"])
         self.curve, self._seconds_before = saved["curve"], saved["seconds"]
         self._loss_sum, self._loss_steps = saved["loss"]
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """What a Learner's checkpoint holds: weights and values only, so that no file can run code. Raises ValueError where
+    it is none.
+    """
+    if not Path(path).exists():
+        raise ValueError(f"{path} does not exist: name a checkpoint file")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        _ = saved["state_dict"], saved["seqmix"]
+    except Exception as error:  # whatever unpickling a file that is not ours may raise
+        raise ValueError(f"{path} is not a whole checkpoint of seqmix: remove it, or name another") from error
+    return saved
 
 
 def groups(model: nn.Module) -> list[dict]:

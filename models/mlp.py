@@ -1,4 +1,4 @@
-"""The position-wise half of a block: (x, state) -> (y, state), so that a stateful one can take its place."""
+"""The position-wise half of a block: (x, state, mask) -> (y, state), so that a stateful one can take its place."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,5 +18,5 @@ class MLP(nn.Module):
     def hidden(self, x: Tensor) -> Tensor:
         return F.gelu(self.up(x))
 
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
         return self.down(self.hidden(x)), state

@@ -54,17 +54,28 @@ class Model(nn.Module):
         Logits are (B, T, n_outputs), or (n, n_outputs) at the n positions where `at` (B, T) is True; (B, n_outputs)
         when pooled. Pairs are (B, 2, T), and so is their mask.
         """
+        x, states = self.features(tokens, states, mask, at)
+        return self.head(x), states
+
+    def features(
+        self,
+        tokens: Tensor,
+        states: tuple[State, ...] | None = None,
+        mask: Tensor | None = None,
+        at: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        """What the head makes logits of, with the arguments of `forward`."""
         if self.pool == "pair":
             mask = None if mask is None else mask.flatten(0, 1)
             x, states = self.encode(tokens.flatten(0, 1), states, mask)
             a, b = mean(x, mask).unflatten(0, (-1, 2)).unbind(1)
-            return self.head(torch.cat([a, b, a * b, a - b], -1)), states
+            return torch.cat([a, b, a * b, a - b], -1), states
         x, states = self.encode(tokens, states, mask)
         if self.pool == "mean":
             x = mean(x, mask)
         elif at is not None:
             x = x[at]
-        return self.head(x), states
+        return x, states
 
     def encode(self, tokens: Tensor, states=None, mask: Tensor | None = None) -> tuple[Tensor, tuple[State, ...]]:
         """tokens (B, T) -> (B, T, D), normalised, and one state per block."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from compare.budget import Counter, tensors
 from mixers import __main__ as command
 from mixers import registry
 from mixers.__main__ import citation, knob, main, markdown
@@ -74,32 +75,29 @@ def test_the_markdown_table_is_rectangular_and_complete(free):
 OLD = "the README's table is old: run `python -m mixers list --into README.md`"
 
 
-def test_the_table_of_the_readme_is_current(tmp_path, capsys, monkeypatch):
-    """All of it, but that costs are measured again for a few mixers only; the next test measures all."""
-    text = (ROOT / "README.md").read_text()
-    table = [[cell.strip() for cell in line.split(" | ")] for line in text.splitlines() if line.startswith("| ")]
-    written = {row[0].lstrip("| "): (*row[-3:-1], row[-1].rstrip(" |")) for row in table}
-    again = {"softmax", "gla", "mamba2", "sliding_window", "fnet", "identity"}
-    measured = command.costs
-    monkeypatch.setattr(
-        command, "costs", lambda name: measured(name) if name in again else written.get(name, ("?",) * 3)
-    )
+def test_the_table_of_the_readme_is_current(tmp_path):
     copy = tmp_path / "README.md"
-    copy.write_text(text)
+    copy.write_text((ROOT / "README.md").read_text())
     assert main(["list", "--into", str(copy)]) == 0
-    assert copy.read_text() == text, OLD
+    assert copy.read_text() == (ROOT / "README.md").read_text(), OLD
+
+
+def test_a_table_needs_its_place(tmp_path, capsys, free):
+    copy = tmp_path / "README.md"
     copy.write_text("no marks")
     assert main(["list", "--into", str(copy)]) == 2
     assert "lacks the lines <!-- mixers --> and <!-- /mixers -->" in capsys.readouterr().err
     assert copy.read_text() == "no marks"
 
 
-@pytest.mark.slow
-def test_the_costs_in_the_readme_are_current(tmp_path):
-    copy = tmp_path / "README.md"
-    copy.write_text((ROOT / "README.md").read_text())
-    assert main(["list", "--into", str(copy)]) == 0
-    assert copy.read_text() == (ROOT / "README.md").read_text(), OLD
+@pytest.mark.parametrize("name", ["softmax", "memorizing", "log_linear", "sliding_window"])
+def test_a_state_is_as_large_as_one_that_was_walked(name):
+    """One that grows, for a while, by the logarithm, and that does not."""
+    with torch.device("meta"):
+        mixer = registry.build(name, command.WIDTH, length=8192)
+    with torch.no_grad(), Counter():
+        _, state = mixer(torch.empty(1, 8192, command.WIDTH, device="meta"))
+    assert command.held(name, 8192) == sum(z.numel() * z.element_size() for z in tensors(state))
 
 
 @pytest.mark.parametrize(
@@ -141,9 +139,9 @@ def test_show_says_which_engine_runs_and_why(capsys, monkeypatch):
 def test_check_says_ok_for_every_check_and_direction(capsys):
     assert main(["check", "identity"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert (lines[0], lines[-1]) == ("identity-causal", "all ok")
+    assert (lines[0], lines[-1]) == ("identity-causal (1 of 2)", "all ok")
     each = [f"  {check.__name__} ok" for check in CHECKS]
-    assert lines[1:-1] == [*each, "identity-bidirectional", *each]
+    assert lines[1:-1] == [*each, "identity-bidirectional (2 of 2)", *each]
 
 
 def test_check_takes_a_class_from_anywhere_and_its_keywords(capsys):

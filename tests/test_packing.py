@@ -71,8 +71,8 @@ def test_left_padding_is_no_padding():
 def test_a_whole_backbone_can_be_packed():
     torch.manual_seed(0)
     factories = [lambda d, name=name: registry.build(name, d) for name in ("gated_delta_net", "softmax")]
-    rest = {"mlp": lambda d: MLP(d, expand=2), "local_conv": 3, "dropout": 0.0, "seed": 0, "label": "x"}
-    backbone = Backbone(testing.D, n_layers=2, pattern=factories, causal=True, **rest).double()
+    rest = {"mlp": lambda d: MLP(d, expand=2), "local_conv": 3, "dropout": 0.0, "piece": None, "checkpoint": False}
+    backbone = Backbone(testing.D, n_layers=2, pattern=factories, causal=True, **rest, seed=0, label="x").double()
     x = torch.randn(*DOCUMENTS.shape, testing.D, dtype=torch.float64)
     ours, theirs = (differentiated(f, backbone, x, DOCUMENTS) for f in (packed, one_by_one))
     for a, b in zip(ours, theirs, strict=True):

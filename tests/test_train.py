@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from models.learner import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -80,6 +83,7 @@ def test_a_run_leaves_its_record(finished):
     header = (directory / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"step", "lr", "train/loss", "validation/score"} <= set(header)
     assert "step 4/4" in out
+    assert read_checkpoint(directory / "last.ckpt")["seqmix"]["config"] == result["config"]
 
 
 def test_a_finished_run_is_not_run_again(finished):
@@ -130,6 +134,12 @@ def test_wandb_offline_holds_the_run(finished):
         (["mixer.n_heads=3", *TINY], ["n_heads", "16"]),
         (["model.backbone.pattern=[]", *TINY], ["pattern"]),
         (["experiment=hybrid", "mixer=gla", *TINY], ["mixer is composed but"]),
+        (["mixer=gla", "mixer=softmax"], ["mixer=gla and mixer=softmax say the same thing twice"]),
+        (["+foo=1", *TINY], ["nothing reads foo"]),
+        (["+task.foo=1", *TINY], ["nothing reads task.foo"]),
+        (["+optimizer.foo=1", *TINY], ["foo"]),
+        (["task.length=32", *TINY], ["task.length has no effect", "task.data"]),
+        (["match_to=gla", *TINY], ["match_to has no effect without match="]),
         (["mixer=fnet", *TINY], ["looks ahead"]),
         (["ckpt=last", *TINY], ["ckpt=last"]),
         (["ckpt=/nowhere/x.ckpt", *TINY], ["/nowhere/x.ckpt"]),
@@ -157,27 +167,72 @@ def test_a_corrupt_checkpoint_is_one_clear_sentence(tmp_path):
     assert code != 0 and "bad.ckpt is not a whole checkpoint" in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_an_interrupted_run_goes_on_to_the_same_numbers(number, tmp_path):
-    longer = [word for word in TINY if "max_steps" not in word] + ["trainer.max_steps=300", "mixer=delta_net"]
-    longer = [word.replace("val_check_interval=2", "val_check_interval=50") for word in longer]
-    process = start(*longer, runs=tmp_path / "cut")
-    lines = []
+LONGER = [word for word in TINY if not word.startswith("trainer")]
+LONGER += ["mixer=delta_net", "logger=none", "trainer.max_steps=150", "trainer.val_check_interval=25"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("whole")
+    code, _, err = train(*LONGER, runs=runs)
+    assert code == 0, err
+    return record(only(runs))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "term", "crash"])
+def test_a_cut_run_goes_on_to_the_same_numbers(number, whole, tmp_path):
+    process = start(*LONGER, runs=tmp_path)
     for line in process.stdout:
-        lines.append(line)
-        if re.search(r"step 100/300", line):
+        if "step 75/150" in line:
             process.send_signal(number)
             break
     process.communicate(timeout=120)
     assert process.returncode != 0
-    cut = record(only(tmp_path / "cut"))
-    assert cut["outcome"] == "interrupted" and 100 <= cut["curve"][-1]["step"] < 300
-    code, out, err = train(*longer, runs=tmp_path / "cut")
+    if number != signal.SIGKILL:
+        cut = record(only(tmp_path))
+        assert cut["outcome"] == "interrupted" and 75 <= cut["curve"][-1]["step"] < 150
+    code, out, err = train("ckpt=last", *LONGER, runs=tmp_path)
     assert code == 0 and "going on from" in out, err
-    code, _, err = train(*longer, runs=tmp_path / "whole")
+    again = record(only(tmp_path))
+    assert again["test"] == whole["test"] and comparable(again["curve"]) == comparable(whole["curve"])
+
+
+def test_a_run_killed_before_its_record_ends_with_the_same_one(finished, tmp_path):
+    runs, *_ = finished
+    shutil.copytree(runs, tmp_path / "runs")
+    (only(tmp_path / "runs") / "result.json").unlink()
+    code, _, err = train("mixer=gla", *TINY, runs=tmp_path / "runs")
     assert code == 0, err
-    cut, whole = record(only(tmp_path / "cut")), record(only(tmp_path / "whole"))
-    assert cut["test"] == whole["test"] and comparable(cut["curve"]) == comparable(whole["curve"])
+    again, before = record(only(tmp_path / "runs")), record(only(runs))
+    assert [again[key] == before[key] for key in ("validation", "test", "slices")] == [True] * 3
+    assert comparable(again["curve"]) == comparable(before["curve"])
+
+
+def test_ctrl_c_ends_the_whole_sweep(tmp_path):
+    process = start("-m", *LONGER, "seed=0,1", runs=tmp_path)
+    for line in process.stdout:
+        if "step 25/150" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "the same command goes on" in err and "Traceback" not in err
+    assert record(only(tmp_path))["outcome"] == "interrupted" and "seed=1" not in out
+
+
+def test_a_loss_that_is_not_finite_names_the_layer_and_is_a_record(tmp_path):
+    code, _, err = train("mixer=gla", *TINY, "logger=none", "optimizer.lr=1e30", runs=tmp_path)
+    kept = record(only(tmp_path))
+    assert code != 0 and kept["outcome"] == "diverged" and "Traceback" not in err
+    assert re.search(r"the loss is nan at step \d, first in (embed|backbone\.\S+)", kept["reason"]), kept["reason"]
+    assert kept["reason"] in err and "test" not in kept
+
+
+def test_steps_that_no_interval_ends_at_are_validated(tmp_path):
+    words = [word for word in TINY if not word.startswith("trainer")]
+    code, _, err = train(*words, "logger=none", "trainer.max_steps=3", runs=tmp_path)
+    assert code == 0, err
+    (at,) = [row["step"] for row in record(only(tmp_path))["curve"] if "validation/score" in row]
+    assert at == 3
 
 
 def test_a_multirun_compares_what_can_be_compared(tmp_path):

@@ -2,8 +2,8 @@
 
 y = K conv x + D * x,   K = sign(k) max(|k| - lambda, 0),   k (D, max_length);   out = GLU(W gelu(y))
 
-Squashing small weights to zero is what keeps the kernel smooth. lambda is of the order
-of the released experiments' and not the class's 0.1, which is far above its initial k. Dropout on k is left out.
+Squashing small weights to zero is what keeps the kernel smooth. lambda is that of the released experiments, 0.001 to
+0.004, and not the class's 0.1, which is far above its initial k. Dropout on k is left out.
 """
 
 import torch

@@ -4,6 +4,7 @@ h_t = (1 - p d) h_{t-1} + p beta x_t,   y_t = silu(gamma . h_t / sqrt(d_state) +
 p = sigmoid(alpha),   d = sigmoid(delta),   d_state numbers per channel
 
 A whole sequence is a convolution with the kernel K_l = sum_n gamma_n p_n beta_n (1 - p_n d_n)^l / sqrt(d_state).
+At first, as in the official code, alpha and delta are near 0, and p d near 1/4: memories are short until they learn.
 """
 
 import torch

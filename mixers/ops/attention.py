@@ -78,8 +78,9 @@ def attention(
         if mask is not None:
             seen = seen & mask[:, None, None, first:last]
         part_bias = None if bias is None else bias[:, :, first:last]
+        pairs = n_visible(start, stop, T, S, causal, window, prefix) if q.is_meta else 0
         out.append(
-            _block(q[:, :, start:stop], k[:, :, first:last], v[:, :, first:last], seen, part_bias, sink, grouped)
+            _block(q[:, :, start:stop], k[:, :, first:last], v[:, :, first:last], seen, part_bias, sink, grouped, pairs)
         )
     return torch.cat(out, 2) if out else torch.zeros_like(q[..., : v.shape[-1]]), after
 
@@ -93,8 +94,11 @@ def _biased(q, k, v, bias, causal):
     return F.scaled_dot_product_attention(q, k, values, is_causal=causal, scale=scale)[..., : v.shape[-1]]
 
 
-def _block(q, k, v, seen, bias, sink, grouped):
-    """A few queries against the keys that any of them sees. A row that sees nothing reads nothing."""
+def _block(q, k, v, seen, bias, sink, grouped, pairs):
+    """A few queries against the keys that any of them sees. A row that sees nothing reads nothing.
+
+    pairs: how many see each other, for whoever counts work on the meta device, where a mask has no values.
+    """
     added = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, -torch.inf)
     if bias is not None:
         added = added + bias.unsqueeze(-2).to(q.dtype)
@@ -103,10 +107,14 @@ def _block(q, k, v, seen, bias, sink, grouped):
         shape = (q.shape[0], q.shape[1], q.shape[2])
         column = sink.to(q.dtype)[:, None].expand(shape).unsqueeze(-1)
         added = torch.cat([added.expand(*shape, added.shape[-1]), column], -1)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=added, enable_gqa=grouped)
-    blind = ~seen.any(-1, keepdim=True)
-    o = F.scaled_dot_product_attention(q, k, v, attn_mask=added.masked_fill(blind, 0), enable_gqa=grouped)
-    return o.masked_fill(blind, 0)
+        blind, pairs = None, pairs + q.shape[2]
+    else:
+        blind = ~seen.any(-1, keepdim=True)
+        added = added.masked_fill(blind, 0)
+    if q.is_meta:
+        added.pairs = pairs  # type: ignore[attr-defined]
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=added, enable_gqa=grouped)
+    return o if blind is None else o.masked_fill(blind, 0)
 
 
 def join(state, k, v):
@@ -130,3 +138,13 @@ def visible(queries: range, keys: range, causal, window, prefix, device):
     if window is not None:
         seen = seen & (i - j < window) & (j - i < window)
     return seen | (j < prefix)
+
+
+def n_visible(start, stop, T, S, causal, window, prefix) -> int:
+    """How many are True in `visible`."""
+    n, prefix = 0, min(prefix, S)
+    for i in range(S - T + start, S - T + stop):
+        low = 0 if window is None else max(0, i - window + 1)
+        high = min(S, i + 1 if causal else S if window is None else i + window)
+        n += prefix if prefix >= high else high - low + min(prefix, low)
+    return n

@@ -12,7 +12,7 @@ from torch import Tensor
 from mixers.ops.causal_conv import causal_conv
 from mixers.ops.precision import exact, wide
 
-SEGMENT = 1024  # powers of e^a at a time
+SEGMENT = 256  # powers of e^a that are held at once: e^{a (n + l)} = e^{a n} e^{a l}
 
 
 def diagonal_definition(x, a, c, state=None):
@@ -33,17 +33,20 @@ def diagonal(x: Tensor, a: Tensor, c: Tensor, state: Tensor | None = None) -> tu
     """
     T, dtype = x.shape[1], torch.promote_types(wide(x.dtype), a.dtype)
     u, a, c = x.to(wide(x.dtype)), a.to(dtype), c.to(dtype)
-    powers = [
-        (a.unsqueeze(-1) * torch.arange(n, min(n + SEGMENT, T), device=x.device)).exp() for n in range(0, T, SEGMENT)
-    ]  # (D, N, SEGMENT) each
-    y, _ = causal_conv(u, torch.cat([real((c.unsqueeze(1) @ p).squeeze(1)) for p in powers], -1))
+    powers = (a.unsqueeze(-1) * torch.arange(min(SEGMENT, T), device=x.device)).exp()  # (D, N, SEGMENT)
+    starts = (a.unsqueeze(1) * torch.arange(0, T, SEGMENT, device=x.device).unsqueeze(-1)).exp()  # (D, segments, N)
+
+    def sums(c: Tensor) -> Tensor:
+        """Re sum_n c_n e^{a_n l} for every l < T: (..., D, N) -> (..., D, T)."""
+        return real((c.unsqueeze(-2) * starts) @ powers).flatten(-2)[..., :T]
+
+    y, _ = causal_conv(u, sums(c))
     h = torch.zeros(x.shape[0], *a.shape, dtype=dtype, device=x.device) if state is None else state.to(dtype)
     if state is not None:
-        first = c * a.exp() * h
-        y = y + torch.cat([real(torch.einsum("bdn,dnt->btd", first, p)) for p in powers], 1)
+        y = y + sums(c * a.exp() * h).mT
     for piece in u.split(SEGMENT, 1):
-        ages = powers[0][..., : piece.shape[1]].flip(-1)
-        h = (a * piece.shape[1]).exp() * h + torch.einsum("btd,dnt->bdn", piece.to(dtype), ages)
+        left = torch.einsum("btd,dnt->bdn", piece.flip(1).to(dtype), powers[..., : piece.shape[1]])
+        h = (a * piece.shape[1]).exp() * h + left
     return y.to(x.dtype), h
 
 

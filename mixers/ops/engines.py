@@ -64,7 +64,7 @@ def choice(device: str) -> Choice:
             return Choice("torch", f"there is no other for {device}")
         missing = obstacle(own)
         if not missing:
-            return Choice(own, f"the fastest for {device}")
+            return Choice(own, f"the fastest for {device}{remark(own)}")
         log.warning("the torch engine serves, slower than %s: %s", own, missing)
         return Choice("torch", f"{own} is not there: {missing}")
     if DEVICES[asked] != device:
@@ -72,7 +72,16 @@ def choice(device: str) -> Choice:
     missing = obstacle(asked)
     if missing:
         raise ValueError(f"the engine {asked} was asked for and is not there: {missing}")
-    return Choice(asked, "asked for")
+    return Choice(asked, f"asked for{remark(asked)}")
+
+
+def remark(name: str) -> str:
+    """What else a reader of results should know of an engine that serves here."""
+    if name != "fla":
+        return ""
+    from mixers.ops.fla import calls
+
+    return f"; {calls.EXCLUSION}" if calls.excluded() else ""
 
 
 def obstacle(name: str) -> str:
@@ -85,11 +94,16 @@ def obstacle(name: str) -> str:
         except Unavailable as error:
             return str(error)
         return ""
-    return "this version has no adapter to flash-linear-attention"
+    from mixers.ops.fla import calls
+
+    return calls.obstacle()
 
 
-def fused(op: str, *tensors: Tensor | None) -> Callable[..., Any] | None:
-    """What is to be called instead of the torch engine with just these arguments; None where torch serves."""
+def fused(op: str, *tensors: Tensor | None, special: bool = False) -> Callable[..., Any] | None:
+    """What is to be called instead of the torch engine with just these arguments; None where torch serves.
+
+    special: it is a case of another op, which is asked next, and will say itself what served.
+    """
     if torch.compiler.is_compiling():
         return None
     device = next(x for x in tensors if x is not None).device.type
@@ -98,6 +112,8 @@ def fused(op: str, *tensors: Tensor | None) -> Callable[..., Any] | None:
     name = choice(device).name
     module = None if name == "torch" else kernels(name, op)
     if module is None or not module.serves(*tensors):
+        if special:
+            return None
         name, module = "torch", None
     ran.setdefault(op, set()).add(name)
     return None if module is None else getattr(module, op)

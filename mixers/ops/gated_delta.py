@@ -30,6 +30,7 @@ def gated_delta_definition(q, k, p, z, g=None, state=None):
     return torch.stack(out, 2), S
 
 
+@exact
 def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None = None, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -37,6 +38,9 @@ def delta_rule(
 
     Keys are normalised by the caller: with |k| = 1 and 0 <= beta <= 2 no step can make the state grow.
     """
+    fused = engines.fused("delta_rule", q, k, v, beta, g, state, special=True)
+    if fused is not None:
+        return fused(q, k, v, beta, g, state)
     return gated_delta(q, k, beta * k, beta * v, g, state)
 
 

@@ -55,7 +55,7 @@ def linear_attention(
     """
     fused = engines.fused("linear_attention", q, k, v, g, state, u, gv)
     if fused is not None:
-        return fused(q, k, v, g, state)
+        return fused(q, k, v, g, state, u=u, gv=gv)
     if v.shape[2] == 1:
         return widened(linear_attention_definition, v.dtype, q, k, v, g, state, u=u, gv=gv)
     per_channel = gv is not None or (g is not None and g.shape[3] > 1)

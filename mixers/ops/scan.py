@@ -8,7 +8,7 @@ inside a chunk the composition doubles its reach at each step, while the carry w
 occur, no logarithm and no quotient, so a may be zero, negative or complex.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from mixers.ops import engines
 from mixers.ops.precision import exact, wide
 
 CHUNK = 32
+Run = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def scan_definition(a, b, state=None):
@@ -40,7 +41,7 @@ def scan(a: Tensor, b: Tensor, state: Tensor | None = None) -> tuple[Tensor, Ten
     dtype = torch.promote_types(wide(b.dtype), a.dtype)
     a, b = a.to(dtype), b.to(dtype)
     state = torch.zeros_like(b[:, 0]) if state is None else state.to(dtype)
-    return _Scan.apply(a.expand_as(b), b, state)
+    return Scan.apply(a.expand_as(b), b, state, run, run_back)
 
 
 def run(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
@@ -56,14 +57,19 @@ def run(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
 def run_back(a: Tensor, dh: Tensor, last: Tensor) -> Tensor:
     """Its adjoint: l_t = dh_t + conj(a_{t+1}) l_{t+1}, from l = last + dh at the end: (B, T, ...). Not for autograd."""
     if not loops(dh):
-        later = torch.cat([torch.ones_like(a[:, :1]), a.flip(1)[:, :-1]], 1).conj()
-        return by_doubling(later, dh.flip(1), last).flip(1)
+        return reversed_by(by_doubling, a, dh, last)
     out = torch.empty_like(dh)
     l = torch.add(dh[:, -1], last, out=out[:, -1])
     later = a[:, 1:].conj().resolve_conj()
     for a_t, dh_t, out_t in zip(steps(later, -1), steps(dh[:, :-1], -1), steps(out[:, :-1], -1), strict=True):
         l = torch.addcmul(dh_t, a_t, l, out=out_t)
     return out
+
+
+def reversed_by(run: Run, a: Tensor, dh: Tensor, last: Tensor) -> Tensor:
+    """The adjoint by what runs the recurrence forwards."""
+    later = torch.cat([torch.ones_like(a[:, :1]), a.flip(1)[:, :-1]], 1).conj()
+    return run(later, dh.flip(1), last).flip(1)
 
 
 def steps(x: Tensor, way: int = 1) -> Iterator[Tensor]:
@@ -96,13 +102,14 @@ def by_doubling(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
     return torch.cat(out, 1)[:, :T] if out else b.flatten(1, 2)
 
 
-class _Scan(torch.autograd.Function):
-    """l as in `run_back`; db = l, da_t = l_t conj(h_{t-1})."""
+class Scan(torch.autograd.Function):
+    """By functions like `run` and `run_back`, which gives l; db = l, da_t = l_t conj(h_{t-1})."""
 
     @staticmethod
-    def forward(ctx, a, b, state):
+    def forward(ctx, a, b, state, run: Run, run_back: Run):
         h = run(a, b, state)
         ctx.save_for_backward(a, h, state)
+        ctx.run_back = run_back
         return h, (h[:, -1] if h.shape[1] else state).clone()
 
     @staticmethod
@@ -111,9 +118,9 @@ class _Scan(torch.autograd.Function):
             raise RuntimeError("the gradient of a scan cannot be differentiated: drop create_graph=True")
         a, h, state = ctx.saved_tensors
         if not h.shape[1]:
-            return torch.zeros_like(a), dh, dlast
-        l = run_back(a, dh, dlast)
+            return torch.zeros_like(a), dh, dlast, None, None
+        l = ctx.run_back(a, dh, dlast)
         da = torch.empty_like(l)
         da[:, 0] = l[:, 0] * state.conj()
         da[:, 1:] = l[:, 1:] * h[:, :-1].conj()
-        return da, l, a[:, 0].conj() * l[:, 0]
+        return da, l, a[:, 0].conj() * l[:, 0], None, None

@@ -2,7 +2,8 @@
 
 h_t = (1 - z_t) * h_{t-1} + z_t * c_t,   z_t = sigmoid(W_z x_t),   c_t = W_c x_t;   y = W_o h
 
-With the candidate c of the paper's main text, and not the positive one that its scan in log space needs.
+With the candidate c of the paper's main text, and not the positive one that its scan in log space needs. Gates start as
+torch's linear maps do, here and in the public code: half of what there is is forgotten in one token at first.
 """
 
 import torch

@@ -2,6 +2,8 @@
 
 h_t = f_t * h_{t-1} + (1 - f_t) * z_t,   y_t = o_t * h_t,   which the paper calls fo-pooling
 z = tanh(W_z * x),   f = sigmoid(W_f * x),   o = sigmoid(W_o * x),   a convolution of width 2: of x_{t-1} and x_t
+
+The paper names no initial values: gates start as torch's linear maps do, at which half of h is forgotten in one token.
 """
 
 import torch

@@ -3,13 +3,7 @@
 h' = A h + B x,   y = C h + D x,   A = Lambda - P P^*,   which starts as HiPPO-LegS;   out = GLU(W gelu(y))
 h_t = A_ h_{t-1} + B_ x_t,   A_ = (1 - dt/2 A)^{-1} (1 + dt/2 A),   B_ = (1 - dt/2 A)^{-1} dt B
 
-A whole sequence is a convolution with K_l = C A_^l B_. Its transform at the T-th roots of unity w is
-
-    2 (k_CB - k_CP k_PB (1 + w) / (1 + (1 + w) k_PP))
-    k_XY = sum_n dt X_n Y_n / (2 (1 - w) - (1 + w) dt Lambda_n)
-
-with C (1 - A_^T) for C, and P conjugate where it is X. Of each pair of conjugate states one is kept; the state
-that is carried is its real and imaginary parts, in which A_ is a real matrix.
+Of each pair of conjugate states one is kept.
 """
 
 import math
@@ -20,10 +14,8 @@ from torch import Tensor, nn
 
 from mixers.base import Mixer, State
 from mixers.layers import legs_normal
-from mixers.ops.causal_conv import causal_conv
-from mixers.ops.precision import exact, wide
-
-SEGMENT = 64  # powers of A_ at a time
+from mixers.ops.dplr_space import dplr_space
+from mixers.ops.precision import wide
 
 
 class S4(Mixer):
@@ -53,68 +45,3 @@ class S4(Mixer):
         P, B, C = (torch.view_as_complex(z) for z in (self.P, self.B, self.C))
         y, state = dplr_space(u, self.log_dt.exp().unsqueeze(-1), Lambda, P, B, C, state)
         return F.glu(self.out(F.gelu((y + self.D * u).to(x.dtype))), -1), state
-
-
-@exact
-def dplr_space(
-    u: Tensor, dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """u (B, T, D); dt (D, 1); Lambda, P, B, C (D, N / 2) complex; state (B, D, N). Returns y and the last one."""
-    T, size = u.shape[1], min(SEGMENT, u.shape[1])
-    A_, B_ = discrete(dt, Lambda, P, B)
-    C_ = 2 * torch.cat([C.real, -C.imag], -1)
-    power = torch.linalg.matrix_power
-    segment = power(A_, size)
-    whole = segment if T == size else power(segment, T // size) @ power(A_, T % size)
-    real, imag = ((C_ - (C_.unsqueeze(1) @ whole).squeeze(1)) / 2).chunk(2, -1)
-    y, _ = causal_conv(u, kernel(T, dt, Lambda, P, B, torch.complex(real, -imag)))
-
-    pieces = F.pad(u, (0, 0, -T % size, 0)).unflatten(1, (-1, size))
-    left = torch.einsum("bjtd,dnt->jbdn", pieces, powers(A_, B_, size).flip(-1)).unbind(0)
-    h = left[0]
-    for piece in left[1:]:
-        h = torch.einsum("dnm,bdm->bdn", segment, h) + piece
-    if state is not None:
-        h = h + torch.einsum("dnm,bdm->bdn", whole, state)
-        read, carried = powers(A_.mT, (C_.unsqueeze(1) @ A_).squeeze(1), size), []
-        for _ in left:
-            carried.append(torch.einsum("bdn,dnt->btd", state, read))
-            state = torch.einsum("dnm,bdm->bdn", segment, state)
-        y = y + torch.cat(carried, 1)[:, :T]
-    return y, h
-
-
-def discrete(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """A_ (D, N, N) and B_ (D, N), real: the inverse is that of a diagonal and one rank (Sherman and Morrison)."""
-    m = 1 / (1 - dt / 2 * Lambda)
-    left, right = parts(m * P), parts(m.conj() * P)
-    scale = dt / (1 + dt * (parts(P) * left).sum(-1, keepdim=True))
-    rows = [torch.cat([torch.diag_embed(a), torch.diag_embed(b)], -1) for a, b in ((m.real, -m.imag), (m.imag, m.real))]
-    inverse = torch.cat(rows, -2) - (scale * left).unsqueeze(-1) * right.unsqueeze(-2)
-    eye = torch.eye(inverse.shape[-1], dtype=inverse.dtype, device=inverse.device)
-    return 2 * inverse - eye, dt * (inverse @ parts(B).unsqueeze(-1)).squeeze(-1)
-
-
-def kernel(T: int, dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """K (D, T) from its transform; C is C (1 - A_^T). The pole at w = -1 is divided out."""
-    angle = torch.arange(T // 2 + 1, dtype=dt.dtype, device=dt.device) * (-2 * math.pi / T)
-    w = torch.polar(torch.ones_like(angle), angle)
-    pairs = dt.unsqueeze(-1) * torch.stack([C * B, C * P, P.conj() * B, P.conj() * P], 1)
-    CB, CP, PB, PP = (
-        pairs @ (1 / (2 * (1 - w) - (1 + w) * (dt * Lambda).unsqueeze(-1)))
-        + pairs.conj() @ (1 / (2 * (1 - w) - (1 + w) * (dt * Lambda.conj()).unsqueeze(-1)))
-    ).unbind(1)
-    return torch.fft.irfft(2 * (CB - CP * PB * (1 + w) / (1 + (1 + w) * PP)), T)
-
-
-def powers(A: Tensor, x: Tensor, n: int) -> Tensor:
-    """x, A x, ..., A^{n-1} x: (D, N, N), (D, N) -> (D, N, n)."""
-    out = x.unsqueeze(-1)
-    while out.shape[-1] < n:
-        out, A = torch.cat([out, A @ out], -1), A @ A
-    return out[..., :n]
-
-
-def parts(z: Tensor) -> Tensor:
-    """(D, N / 2) complex -> (D, N), real parts and imaginary parts."""
-    return torch.cat([z.real, z.imag], -1)

@@ -5,10 +5,10 @@ G = gradient of sum_t eta_t <f(k_t; W), v_t> over the chunk,   D <- G + m D,   W
 eta_t = softplus(w . x_t + b) for each of W_0, W_1, W_2, 0.001 at first,   m = mean of sigmoid(w . x_t)
 y = W_o (attention in a window + norm_h(o) silu(w . x_t)),   both on the same q, k, v; q, k normed over all heads
 
-Fast q and k are scaled and shifted per channel, then silu and length 1, and v passes a silu. rescaled gives the
-weights of each unit of W the length that they had at first; muon makes D nearly orthogonal by five steps of Newton
-and Schulz. Their coefficients are Jordan's (2024, https://kellerjordan.github.io/posts/muon), the same at each
-step; the official code has other ones per step, and can rotate fast q and k, which is left out.
+Fast q and k are scaled and shifted per channel, then silu, length 1 and rotated as in the window, and v passes a
+silu. rescaled gives the weights of each unit of W the length that they had at first; muon makes D nearly orthogonal
+by five steps of Newton and Schulz, with the official code's coefficients for each step. Momentum, muon and the gate
+silu(w . x_t) are that code's switches, all on. There, fast heads are fewer and wider than the window's; here as many.
 """
 
 import math
@@ -24,7 +24,13 @@ from mixers.ops.precision import wide
 
 Weights = tuple[Tensor, ...]
 STEP = 1e-3
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
 
 
 class LaCT(Mixer):
@@ -63,8 +69,9 @@ class LaCT(Mixer):
         q, k = (z * scale + shift for z, scale, shift in zip((q, k), self.qk_scale, self.qk_shift, strict=True))
         q, k, v = (heads(F.silu(z).to(dtype), self.n_heads) for z in (q, k, v))
         eta = F.softplus(self.eta(x).to(dtype)).unflatten(-1, (self.n_heads, 3)).transpose(1, 2)
-        items = l2_norm(k), v, eta, heads(self.m(x).sigmoid(), self.n_heads)
-        o, state = by_chunk(l2_norm(q), items, memory, tail, self.chunk, self.step)
+        q, k = (rope(l2_norm(z), steps) for z in (q, k))
+        items = k, v, eta, heads(self.m(x).sigmoid(), self.n_heads)
+        o, state = by_chunk(q, items, memory, tail, self.chunk, self.step)
         o = self.norm(o) * F.silu(heads(self.scale(x), self.n_heads))
         return self.out((merge(o) + merge(near)).to(x.dtype)), (after, past, *state)
 
@@ -92,11 +99,10 @@ def ascent(W: Weights, k: Tensor, v: Tensor, eta: Tensor) -> Weights:
 
 
 def muon(d: Tensor) -> Tensor:
-    """d with its singular values moved to about 1 (0.7 to 1.2), by polynomials in d."""
-    a, b, c = NEWTON_SCHULZ
+    """d with its singular values moved to about 1, by polynomials in d."""
     x = d if d.shape[-2] <= d.shape[-1] else d.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(5):
+    for a, b, c in NEWTON_SCHULZ:
         xx = x @ x.mT
         x = a * x + (b * xx + c * xx @ xx) @ x
     return x if d.shape[-2] <= d.shape[-1] else x.mT

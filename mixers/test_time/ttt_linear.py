@@ -6,7 +6,8 @@ eta_ij = max(1 / i + r_i, 0) base_lr sigmoid(w . x_j + c) / D,   j <= i = 1 ... 
 All gradients of a chunk are taken at the W that it began with. map is W x + b, or W2 gelu(W1 x + b1) + b2.
 Everything is learned: the first W, the LN, and r, which is 0 at first. q and k are rotated by their places in the
 chunk, and y = W_o LN(o), the second LN over all heads, as in the official code; its gated variant with short
-convolutions is left out. The MLP's base_lr of 0.1 is the official code's as far as known.
+convolutions is left out. base_lr is 1 for the map and 0.1 for the MLP, as in the official scripts; those of the MLP
+begin at 0.01 and rise to it in the first tenth of training, which is left out.
 """
 
 import functools

@@ -29,7 +29,8 @@ def record(label, seed, score=0.5, task="recall", **changes):
         "parameters": {"total": 123456, "mixer": 50000, "embedding": 1000},
         "state_bytes": {"256": 65536 if label == "softmax" else 4096},
         "flops": {"at": 256, "forward_per_token": 250000, "training_per_token": 750000, "decode_per_token": 300000},
-        "speed": {"tokens_per_second": 1e5 + seed, "train_us_per_token": 10.0, "peak_bytes": 5 << 20},
+        "speed": {"tokens_per_second": 1e5 + seed, "train_us_per_token": 10.0, "peak_bytes": 5 << 20}
+        | {"by_length": {str(T): {"us_per_token": 5.0 + T / 64, "peak_bytes": T << 12} for T in (64, 128, 256)}},
         "validation": {"score": score, "loss": 1.0},
         "test": {"score": score, "loss": 1.0},
         "slices": [

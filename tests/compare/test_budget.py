@@ -1,12 +1,17 @@
 """The costs, against counts by hand."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import mixers
 from compare import budget
 from mixers.base import Mixer
+from mixers.ops import chunks
+from mixers.ops.attention import attention
 
 D, V = 4, 11
 
@@ -191,3 +196,82 @@ def test_work_with_gradients_inside_a_forward_counts():
         return gradient
 
     assert count(inner) == 2 * (2 * 2 * 3 * 4)
+
+
+def test_attention_that_is_masked_counts_its_visible_pairs_too():
+    q = meta(1, 4, 6, 8)
+
+    def run(**options):
+        return count(lambda: attention(q, q, q, **options))
+
+    pair = 2 * 2 * 4 * 8
+    assert run(window=2) == pair * (1 + 2 * 5)
+    assert run(window=2, causal=False) == pair * (2 + 3 * 4 + 2)
+    assert run(bias=meta(1, 4, 6)) == run() == pair * 21  # as ALiBi's and FoX's: no more than plain attention
+    assert run(sink=meta(4)) == pair * (21 + 6)
+    assert run(window=2, prefix=1) == pair * (1 + 2 + 3 * 4)
+
+
+# -- the registry's mixers, by what their equations say ---------------------------------------------------------------
+
+
+class Around(nn.Module):
+    """A mixer with an embedding, which multiplies nothing, in front."""
+
+    def __init__(self, name, d_model, length):
+        super().__init__()
+        self.embed = nn.Embedding(7, d_model)
+        self.mixer = mixers.build(name, d_model=d_model, causal=True, length=length, max_length=length)
+
+    def forward(self, tokens, states=None):
+        return self.mixer(self.embed(tokens), states)
+
+
+def closed_form(name, D, T):
+    """(parameters, bytes of state, FLOPs per token of a forward, of decoding), for the values of conf: two heads."""
+    H, w, C = 2, D // 2, chunks.CHUNK
+    maps = 8 * D * D  # q, k, v and the output, a multiply and an add each
+    W, m, n, N = 32, 32, 256, 64  # the window, Linformer's rank, MLP-Mixer's hidden units, LRU's state
+    seen = (W * (W + 1) / 2 + (T - W) * W) / T  # keys that a query sees on average
+    chunk = H * (2 * C * w + 2 * C * (w + 1) + 2 * 2 * w * (w + 1))  # scores, their values, the state's write and read
+    retained = H * (2 * C * w + 2 * C * 2 * w + 2 * 2 * w * 2 * w + C + 3)  # the same; C + 2 exp and one cumsum
+    return {
+        "identity": (0, 0, 0, 0),
+        "shift": (0, 4 * D, 0, 0),
+        "causal_mean": (0, 4 * D + 8, D, D),
+        "softmax": (4 * D * D, 8 + 2 * T * D * 4, maps + 4 * D * (T + 1) / 2, maps + 4 * D * T),
+        "sliding_window": (4 * D * D, 8 + 2 * (W - 1) * D * 4, maps + 4 * D * seen, maps + 4 * D * W),
+        "linear_attention": (4 * D * D, H * w * (w + 1) * 4, maps + chunk, maps),
+        "retnet": (8 * D * D, 8 + H * w * 2 * w * 4, 2 * maps + retained, 2 * maps + H),
+        "min_gru": (6 * D * D + 5 * D, 2 * D * 4, 12 * D * D, 12 * D * D),
+        "min_lstm": (8 * D * D + 7 * D, 2 * D * 4, 16 * D * D, 16 * D * D),
+        "lru": (
+            *(3 * N + 4 * N * D + 2 * D * D + 3 * D, 8 * N),
+            *(8 * N * D + 4 * D * D + 4 * N / T, 8 * N * D + 4 * D * D + 4 * N),  # four exp of N, once a call
+        ),
+        "linformer": (4 * D * D + 2 * m * T, 0, maps + 2 * 2 * m * D + 4 * D * m, None),
+        "fnet": (0, 0, 5 * D * math.log2(T * D), None),
+        "mlp_mixer": (2 * n * T + n + T, 0, 2 * 2 * n * D, None),
+        "gfnet": ((T // 2 + 1) * D * 2, 0, 2 * 5 * D * math.log2(T), None),
+    }[name]
+
+
+@pytest.mark.parametrize("T", [128, 256])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("identity", "shift", "causal_mean", "softmax", "sliding_window", "linear_attention", "retnet"),
+        *("min_gru", "min_lstm", "lru", "linformer", "fnet", "mlp_mixer", "gfnet"),
+    ],
+)
+def test_what_a_mixer_costs_is_what_its_equation_says(name, T):
+    def make():
+        return Around(name, 64, T)
+
+    parameters, state, forward, decode = closed_form(name, 64, T)
+    assert budget.parameters(make())["mixer"] == parameters
+    assert budget.state_bytes(make, T) == state
+    got = budget.flops(make, T)
+    assert got["forward_per_token"] == pytest.approx(forward)
+    assert got["training_per_token"] == 3 * got["forward_per_token"]
+    assert got["decode_per_token"] == decode

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hydra import initialize_config_module
@@ -140,6 +141,12 @@ def test_the_comparison_reads_back_from_its_offline_file(multirun, tmp_path):
     assert (summary["recall/a"], summary["recall/b"]) == (0.5, 0.5)
     assert not any("chance" in key for key in summary)
     assert (history["comparison._type"], history["comparison.nrows"]) == ("table-file", 4)
+    drawn = [key.removesuffix("._type") for key, value in history.items() if value == "html-file"]
+    assert {"report", "recall/accuracy by pairs", "recall/accuracy against state"} < set(drawn) and len(drawn) == 8
+    wandb = Path(sys.executable).with_name("wandb")  # its own reader of offline runs
+    words = [wandb, "leet", "inspect", "--summary", "--json", tmp_path / "runs" / "wandb"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert f"comparison-{page.parent.name}" in shown and "recall/a" in shown and "accuracy by pairs" in shown
 
 
 def test_a_run_reads_back_from_its_offline_file(tmp_path, monkeypatch):
@@ -176,7 +183,7 @@ def test_a_wandb_run_that_fails_is_finished_too(tmp_path, record, monkeypatch):
 
     monkeypatch.setattr(wandb, "Html", broken)
     with pytest.raises(RuntimeError, match="planted"):
-        callback.log_comparison(config, [record("a", 0)], tmp_path, "s1")
+        callback.log_comparison(config, [record("a", 0)], tmp_path, "s1", {})
     assert wandb.run is None
 
 

@@ -92,7 +92,7 @@ def test_a_budget_is_met_by_sizes_and_never_by_depth(config, mixer, by):
     target = budget.cost(lambda: plan.instantiate(config("mixer=softmax").model), by, 64)
     assert again == done["reached"] and target == done["target"]
     assert done["met"] == (abs(again / target - 1) <= 0.02)
-    assert by == "flops" or mixer == "sliding_window" or done["met"], tables.matched(done)
+    assert by == "flops" or (mixer, by) == ("sliding_window", "params") or done["met"], tables.matched(done)
     if by == "state":
         assert plan.MLP not in done["sizes"]
 

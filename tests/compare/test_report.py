@@ -4,7 +4,9 @@ import base64
 import csv
 import html
 import importlib.util
+import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -177,9 +179,18 @@ def test_a_slice_that_did_not_run_is_said(record):
 def test_solved_is_a_count_with_an_interval(record):
     assert table(runs(record, softmax=[0.95, 0.85, 0.9])).rows[0].solved == (
         2,
+        3,
         pytest.approx(0.0943, abs=1e-4),
         pytest.approx(0.9916, abs=1e-4),
     )
+
+
+def test_a_diverged_run_counts_as_not_solved(record, stopped):
+    got = table([*runs(record, softmax=[0.95, 0.92]), stopped("softmax", 2, "diverged", "nan")])
+    assert got.rows[0].solved[:2] == (2, 3) and got.rows[0].steps[-1] == float("inf")
+    assert cell(got, "softmax", "solved").text.startswith("2/3 [")
+    lost = table([record("softmax", 0), *(stopped("gla", seed, "diverged", "nan") for seed in range(3))]).rows[1]
+    assert lost.solved[:2] == (0, 3) and lost.mean is None
 
 
 def test_the_same_columns_everywhere(sweep, tmp_path):
@@ -243,15 +254,45 @@ def test_the_page_needs_nothing_else_and_repeats(sweep, tmp_path):
     assert pages[0] == pages[1]
     page = Page()
     page.feed(pages[0])
-    assert page.svgs == 5  # by pairs, by steps, by time, against state, against FLOPs
+    assert page.svgs == 7  # by pairs, by steps, by time, against state and FLOPs, time and memory against length
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert not re.search(r"@import|url\((?!#)|fetch\(", pages[0])
     ids = re.findall(r' id="(m[0-9a-f]{10}|p[0-9a-f]{10})"', pages[0])
     assert len(ids) == len(set(ids)) > 0
     data = [base64.b64decode(link.split(",")[1]).decode() for link in page.links if link.startswith("data:text/csv")]
     assert data[0].startswith("mixer,pairs,mean,low,high,seeds\nsoftmax,4,")
-    assert len(data) == 5
+    assert len(data) == 7
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["comparison.csv", "comparison.md", "report.html"]
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CLICKS = """<script>
+const body = document.querySelector("tbody"), names = () => [...body.rows].map(row => row.cells[0].textContent);
+const button = [...document.querySelectorAll("th button")].find(b => b.textContent.startsWith("mean"));
+button.click(); const up = names(); button.click();
+document.title = JSON.stringify({up, down: names(), drawn: [...document.querySelectorAll("figure svg")].map(
+  svg => Math.round(svg.getBoundingClientRect().width)), links: document.querySelectorAll("a[download]").length,
+  requests: performance.getEntriesByType("resource").map(entry => entry.name)});
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the path")
+def test_a_browser_sorts_and_draws_the_page_and_asks_for_nothing(sweep, tmp_path):
+    report(sweep(), tmp_path, Console(quiet=True))
+    page = (tmp_path / "report.html").read_text()
+    (tmp_path / "clicked.html").write_text(page.replace("</body>", f"{CLICKS}</body>"))
+    words = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update".split()
+    words += [f"--user-data-dir={tmp_path}/profile", "--window-size=1300,2600", f"file://{tmp_path}/clicked.html"]
+    seen = subprocess.run([CHROMIUM, *words, "--dump-dom"], capture_output=True, text=True, timeout=120).stdout
+    found = json.loads(html.unescape(re.search("<title>(.*?)</title>", seen)[1]))
+    by_mean = ["linear_attention", "mamba2", "gated_delta_net", "softmax"]  # what has no mean and what is no run: last
+    assert found["up"] == [*by_mean, "fnet", "chance", "majority"]
+    assert found["down"] == [*by_mean[::-1], "fnet", "majority", "chance"]
+    assert len(found["drawn"]) == found["links"] == 7 and min(found["drawn"]) > 300
+    assert found["requests"] == []
+    subprocess.run([CHROMIUM, *words[:-1], f"--screenshot={tmp_path}/page.png", f"file://{tmp_path}/report.html"],
+                   capture_output=True, timeout=120, check=True)  # fmt: skip
+    assert (tmp_path / "page.png").stat().st_size > 50_000
 
 
 def sliced(*scores):
@@ -315,6 +356,13 @@ def test_curves_are_drawn_by_step_and_by_time(record):
     found = drawn([record("gla", 0, 0.9)])
     steps, times = found["learning curves by steps"], found["learning curves by time"]
     assert [float(row["seconds"]) for row in times] == [float(row["step"]) / 10 for row in steps]
+
+
+def test_time_and_memory_are_drawn_against_length(record):
+    found = drawn([record("gla", seed) for seed in range(3)])
+    assert [float(row["us per token"]) for row in found["time against length"]] == [6, 7, 9]
+    assert [int(row["length"]) for row in found["memory against length"]] == [64, 128, 256]
+    assert "time against length" not in drawn([record("gla", 0, speed={})])
 
 
 def test_the_map_of_layers_has_the_best_arrangement_first(record):

@@ -50,9 +50,9 @@ def test_a_missing_key_is_named(tmp_path, key):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"seed": "0"}, TypeError, "'seed'.*must be int, not str"),
-        ({"seed": True}, TypeError, "'seed'.*must be int, not bool"),
-        ({"data": []}, TypeError, "'data'.*must be dict, not list"),
+        ({"seed": "0"}, ValueError, "'seed'.*must be int, not str"),
+        ({"seed": True}, ValueError, "'seed'.*must be int, not bool"),
+        ({"data": []}, ValueError, "'data'.*must be dict, not list"),
         ({"outcome": "fine"}, ValueError, "must be one of finished, impossible"),
         ({"version": 99}, ValueError, "must be 1, not 99"),
         ({"test": {"loss": 1.0}}, ValueError, "lacks the key 'test.score'"),
@@ -76,7 +76,12 @@ def test_an_outcome_other_than_finished_needs_no_score(tmp_path):
         ("[1]", "not a record of a run"),
         ("{}", "not a record of a run"),
         (json.dumps(RECORD | {"version": 7}), "version 7, this code reads version 1"),
-        (json.dumps({"version": 1, "task": "x"}), "lacks outcome, reason"),
+        (json.dumps({"version": 1, "task": "x"}), "lacks the key 'outcome': delete it"),
+        (json.dumps(RECORD | {"curve": {}}), r"record\['curve'\] must be list, not dict: delete it"),
+        (json.dumps(RECORD | {"seed": True}), r"record\['seed'\] must be int, not bool"),
+        (json.dumps(RECORD | {"outcome": "fine"}), "must be one of finished"),
+        (json.dumps(RECORD | {"test": {}}), "lacks the key 'test.score'"),
+        (json.dumps(RECORD | {"trial": {"lr": 1}}), "must not hold test figures"),
     ],
 )
 def test_a_file_that_is_no_record_says_so(tmp_path, text, words):

@@ -1,6 +1,7 @@
 """What the tests of mixers share: a mixer against a plain statement of its paper, outputs and gradients."""
 
 import torch
+import torch.nn.functional as F
 
 from mixers import registry
 
@@ -49,6 +50,11 @@ def unit(x):
 def rms(norm, x):
     y = x / (x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt()
     return y if norm.weight is None else y * norm.weight
+
+
+def glu(linear, y):
+    value, gate = linear(F.gelu(y)).chunk(2, -1)
+    return value * gate.sigmoid()
 
 
 def attend(q, k, v, bias=None):

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-from plain import D, T, agrees, conv, make
+from plain import D, T, agrees, conv, glu, make
 
 from mixers import registry
 
@@ -16,11 +15,6 @@ def convolve(h, x):
     """y_t = sum_l h_l x_{t-l}: h (D, L), x (B, T, D)."""
     rows = [sum(h[:, l] * x[:, t - l] for l in range(t + 1)) for t in range(x.shape[1])]
     return torch.stack(rows, 1)
-
-
-def glu(linear, y):
-    value, gate = linear(F.gelu(y)).chunk(2, -1)
-    return value * gate.sigmoid()
 
 
 def test_h3():
@@ -137,6 +131,13 @@ def test_sgconv_starts_with_a_kernel_of_length_one():
         kernel = multiscale(m.k) / m.Z
         assert m.k.shape[0] == scales and kernel.shape[1] >= length
         torch.testing.assert_close(kernel.norm(dim=-1), torch.ones(8))
+
+
+def test_mega_starts_with_weights_of_both_signs():
+    torch.manual_seed(0)
+    m = registry.build("mega", 256)
+    assert 0.18 < m.alpha.std() < 0.22 and 0.18 < m.delta.std() < 0.22
+    torch.testing.assert_close(m.beta, torch.tensor([1.0, -1]).expand(256, 2), rtol=0, atol=0.1)
 
 
 def test_mega():

@@ -5,8 +5,6 @@ import torch
 import torch.nn.functional as F
 from plain import HEADS, agrees, conv, make, rms, split, unit
 
-from mixers import registry
-
 
 def walk(q, k, v, transition, write):
     """S <- transition(t, S) + k (write(t, v))^T for one head; o = S^T q / sqrt(K)."""
@@ -137,34 +135,6 @@ def test_delta_product():
         return m.out(torch.cat(heads, -1))
 
     agrees(make("delta_product", n_steps=3), plain)
-
-
-def test_gdn2_with_equal_gates_is_kda():
-    torch.manual_seed(0)
-    kda, gdn2 = registry.build("kda", 16).double(), registry.build("gdn2", 16).double()
-    gdn2.load_state_dict({k: v for k, v in kda.state_dict().items() if "beta" not in k}, strict=False)
-    with torch.no_grad():
-        gdn2.erase.weight.copy_(kda.beta.weight.repeat_interleave(8, 0))
-        gdn2.write.weight.copy_(kda.beta.weight.repeat_interleave(8, 0))
-    x = torch.randn(2, 30, 16, dtype=torch.float64)
-    for a, b in zip(kda(x)[1], gdn2(x)[1], strict=True):
-        torch.testing.assert_close(a, b)
-    torch.testing.assert_close(kda(x)[0], gdn2(x)[0])
-
-
-def test_delta_product_of_one_step_is_gated_delta_net():
-    """With equal widths and beta in (0, 1): half of what the sigmoid of the product's is."""
-    from mixers.ops.gated_delta import delta_rule
-
-    product = make("delta_product", n_steps=1)
-    x = torch.randn(2, 20, 16, dtype=torch.float64)
-    q, k, v = (torch.stack(z, 1) for z in silu_conv(product, x, 16, 16, 16))
-    beta, a = (z.mT.unsqueeze(-1) for z in product.beta_a(x).chunk(2, -1))
-    g = -product.A_log.exp()[:, None, None] * softplus(a + product.dt_bias[:, None, None])
-    o, _ = delta_rule(unit(q) * 8**-0.5, unit(k), v, 2 * beta.sigmoid(), g)
-    gate = torch.stack(split(F.silu(product.gate(x))), 1)
-    expected = product.out(torch.cat(list((rms(product.norm, o) * gate).unbind(1)), -1))
-    torch.testing.assert_close(product(x)[0], expected)
 
 
 def test_fwp():

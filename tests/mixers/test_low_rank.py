@@ -4,6 +4,7 @@ import pytest
 import torch
 from plain import HEADS, D, T, agrees, make, split
 
+from mixers import registry
 from mixers.low_rank.nystromformer import pseudo_inverse
 
 WIDTH = D // HEADS
@@ -23,6 +24,13 @@ def test_linformer():
         return m.out(torch.cat(heads, -1))
 
     agrees(make("linformer", causal=False, rank=6, max_length=30), plain)
+
+
+def test_linformers_projections_begin_within_a_root_of_their_rank():
+    torch.manual_seed(0)
+    mixer = registry.build("linformer", D, rank=16, max_length=200)
+    for projection in (mixer.E, mixer.F):
+        assert 0.24 < projection.abs().max() <= 0.25 and abs(projection.mean()) < 0.01
 
 
 def test_efficient_attention_looks_both_ways():

@@ -109,18 +109,6 @@ def test_infini_attention(delta):
     agrees(make("infini_attention", segment=6, delta=delta), plain)
 
 
-def test_infini_attention_without_its_local_half_is_linear_attention_over_earlier_segments():
-    mixer = make("infini_attention", segment=6, delta=False)
-    with torch.no_grad():
-        mixer.beta.fill_(100)
-    x, heads = noise(2, 20, D), []
-    earlier = torch.arange(20)[:, None] // 6 > torch.arange(20) // 6
-    for q, k, v in zip(*parts(mixer, x), strict=True):
-        weights = (elu1(q) @ elu1(k).mT) * earlier
-        heads.append(weights @ v / (weights.sum(-1, keepdim=True) + 1e-6))
-    torch.testing.assert_close(mixer(x)[0], mixer.out(torch.cat(heads, -1)))
-
-
 @pytest.mark.parametrize(("top", "n_memories"), [(3, 100), (3, 7), (100, 100)])
 def test_memorizing(top, n_memories):
     def plain(m, x):

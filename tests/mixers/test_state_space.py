@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from plain import D, agrees, conv, make, rms, split
+from plain import D, agrees, conv, glu, make, rms, split
 
 from mixers import registry
 from mixers.layers import legs_normal
-from mixers.ops.linear_attention import linear_attention
 
 
 def softplus(x):
@@ -23,11 +22,6 @@ def walk(a, b):
         h = a_t * h + b_t
         out.append(h)
     return torch.stack(out, 1)
-
-
-def glu(linear, y):
-    value, gate = linear(F.gelu(y)).chunk(2, -1)
-    return value * gate.sigmoid()
 
 
 def selective(m, x):
@@ -48,19 +42,6 @@ def test_mamba():
         return m.out(torch.stack(out, 1) * F.silu(z))
 
     agrees(make("mamba"), plain)
-
-
-def test_mamba_is_linear_attention_with_one_value():
-    """A channel is a head of width 16 whose value is one number, and whose decay is per component."""
-    m, x = make("mamba"), torch.randn(2, 20, D, dtype=torch.float64)
-    u, z, dt, B, C = selective(m, x)
-    q, k = (w.unsqueeze(1).expand(-1, 2 * D, -1, -1) for w in (C, B))
-    g = -dt.mT.unsqueeze(-1) * m.A_log.exp().unsqueeze(1)
-    o, S = linear_attention(q, k, (dt * u).mT.unsqueeze(-1), g)
-    expected = m.out((o.squeeze(-1).mT + m.D * u) * F.silu(z))
-    y, (_, h) = m(x)
-    torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(h, S.squeeze(-1))
 
 
 def two_terms(m, x):
@@ -174,18 +155,6 @@ def test_s4_convolution_is_its_scan():
     agrees(make("s4", d_state=8), plain)
 
 
-def test_s4_carries_its_scan_over_segments(monkeypatch):
-    import mixers.state_space.s4 as module
-
-    m, x = make("s4", d_state=8), torch.randn(2, 50, D, dtype=torch.float64)
-    whole, last = m(x)
-    monkeypatch.setattr(module, "SEGMENT", 4)
-    first, state = m(x[:, :19])
-    second, state = m(x[:, 19:], state)
-    torch.testing.assert_close(torch.cat([first, second], 1), whole)
-    torch.testing.assert_close(state, last)
-
-
 def test_s4_starts_as_hippo():
     m = registry.build("s4", 1, d_state=10)
     _, V = legs_normal(10)
@@ -250,7 +219,8 @@ def test_rg_lru():
             for W, b in zip(m.gates, m.bias, strict=True)
         )
         a = (1 + m.Lambda.exp()) ** (-8 * r)
-        h = walk(a.unbind(1), ((1 - a**2).sqrt() * i * u).unbind(1))
+        first, *rest = ((1 - a**2).sqrt() * i * u).unbind(1)
+        h = walk(a.unbind(1), [i[:, 0] * u[:, 0], *rest])
         return m.out(h * F.gelu(z))
 
     agrees(make("rg_lru"), plain)
@@ -323,6 +293,29 @@ def test_qrnn():
         return torch.stack(out, 1)
 
     agrees(make("qrnn"), plain)
+
+
+def steps(bias):
+    """The range of dt = softplus(bias)."""
+    dt = F.softplus(bias)
+    assert 1e-3 <= dt.min() * 1.001 and dt.max() <= 0.1001
+    return dt.max() / dt.min()
+
+
+def test_initial_steps_and_rates():
+    """Steps are log-uniform in 0.001 ... 0.1; times rates of 1 to 16, memories are 0.6 to 1000 tokens."""
+    torch.manual_seed(0)
+    mamba, mamba3, s4d = (registry.build(name, 256) for name in ("mamba", "mamba3", "s4d"))
+    assert steps(mamba.dt_bias) > 50 and (mamba.D == 1).all()
+    torch.testing.assert_close(mamba.A_log.exp(), torch.arange(1.0, 17).expand(512, -1))
+    assert mamba.dt.weight.abs().max() <= 0.25  # of 16 inputs
+    steps(mamba3.dt_bias)
+    assert (mamba3.D == 1).all() and (mamba3.bias_q == 1).all() and (mamba3.bias_k == 1).all()
+    for module in (s4d.ssm, registry.build("s4", 256), registry.build("s5", 16, d_state=512)):
+        dt = module.log_dt.exp()
+        assert 1e-3 <= dt.min() < 1.2e-3 and 0.08 < dt.max() <= 0.1
+    torch.testing.assert_close(s4d.ssm.log_A_real.exp(), torch.full((256, 32), 0.5))
+    torch.testing.assert_close(s4d.ssm.A_imag, (math.pi * torch.arange(32)).expand(256, -1))
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,12 @@ def noise():
 
 
 def test_fnet_is_two_transforms():
-    x = noise()
     transforms = []
     for n in (T, D):
         places = torch.arange(n).double()
         transforms.append(torch.exp(-2j * math.pi * torch.outer(places, places) / n))
     rows, columns = transforms
-    expected = (rows @ x.to(rows.dtype) @ columns).real / (T * D) ** 0.5
-    torch.testing.assert_close(registry.build("fnet", D)(x)[0], expected)
+    agrees(make("fnet"), lambda m, x: (rows @ x.to(rows.dtype) @ columns).real / (T * D) ** 0.5)
 
 
 def test_gfnet_is_a_circular_convolution():
@@ -63,12 +61,17 @@ def test_gmlp(causal):
 
 
 def test_null_baselines():
-    x = noise()
-    mean = torch.stack([x[:, : t + 1].mean(1) for t in range(T)], 1)
-    torch.testing.assert_close(registry.build("causal_mean", D)(x)[0], mean)
-    y = registry.build("shift", D)(x)[0]
-    assert torch.equal(y[:, 1:], x[:, :-1]) and not y[:, 0].any()
-    assert torch.equal(registry.build("identity", D)(x)[0], x)
+    agrees(make("causal_mean"), lambda m, x: torch.stack([x[:, : t + 1].mean(1) for t in range(T)], 1))
+    agrees(make("shift"), lambda m, x: torch.stack([0 * x[:, 0], *x.unbind(1)[:-1]], 1))
+    agrees(make("identity"), lambda m, x: x)
+
+
+def test_initial_values():
+    torch.manual_seed(0)
+    W = registry.build("gfnet", 64, max_length=99).W
+    assert W.shape == (50, 64, 2) and 0.019 < W.std() < 0.021
+    gate = registry.build("gmlp", D, max_length=100)
+    assert 0.9e-5 < gate.W.abs().max() <= 1e-5 and (gate.b == 1).all()
 
 
 @pytest.mark.parametrize("name", ["gfnet", "mlp_mixer", "gmlp", "linformer"])
@@ -76,3 +79,10 @@ def test_fixed_lengths_are_errors_beyond(name):
     mixer = make(name, causal=False, max_length=T - 1)
     with pytest.raises(ValueError, match=f"max_length={T - 1} and got {T} steps: raise task.max_length"):
         mixer(noise())
+
+
+def test_a_causal_gmlp_ends_at_max_length_in_pieces_too():
+    mixer = make("gmlp", max_length=T)
+    _, state = mixer(noise())
+    with pytest.raises(ValueError, match=f"max_length={T} and got {T + 1} steps"):
+        mixer(noise()[:, :1], state)

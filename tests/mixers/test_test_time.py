@@ -7,7 +7,7 @@ from plain import HEADS, agrees, attend, conv, make, rms, rotate, split, unit
 
 from compare import budget
 from mixers import registry
-from mixers.ops.linear_attention import linear_attention
+from mixers.test_time.lact import NEWTON_SCHULZ, muon
 from models.backbone import Backbone
 
 FAMILIES = ("test_time", "memory")
@@ -69,6 +69,15 @@ def test_ttt_mlp():
     agrees(mixer, lambda m, x: ttt(m, x, 4))
 
 
+def test_ttt_starts_as_the_official_code_does():
+    torch.manual_seed(0)
+    mixer = registry.build("ttt_mlp", 256)
+    for W in mixer.W:
+        assert 0.019 < W[:, :-1].std() < 0.021 and not W[:, -1].any()
+    assert 0.018 < mixer.lr.weight.std() < 0.022 and not mixer.lr.bias.any() and not mixer.r.any()
+    assert (mixer.scale == 1).all() and not mixer.shift.any()
+
+
 def titans(m, x, chunk):
     q, k, v = (split(z) for z in F.silu(conv(m.conv, m.qkv(x))).chunk(3, -1))
     alpha, eta, theta = (split(z, HEADS) for z in m.gates(x).sigmoid().chunk(3, -1))
@@ -111,6 +120,16 @@ def test_equal_keys_do_not_make_titans_explode(momentum):
     assert M[0].abs().max() < 10
 
 
+def test_memories_are_long_at_first():
+    """What is left after a token: of titans' weights, of its momentum, of MesaNet's pairs."""
+    alpha, eta, theta = registry.build("titans", 16).gates.bias.sigmoid().chunk(3)
+    torch.testing.assert_close(alpha, torch.full_like(alpha, 0.01))
+    assert (eta == 0.5).all() and (theta == 0.5).all()
+    gamma = registry.build("mesa_net", 16, n_heads=4).gates.bias[:4].sigmoid()
+    ages = -1 / gamma.log()
+    assert 20 < ages.min() < 21 and 400 < ages.max() < 410
+
+
 def mesa(m, x):
     """Ridge regression, with all past pairs at hand."""
     q, k = (split(z) for z in F.silu(conv(m.conv, m.qk(x))).chunk(2, -1))
@@ -138,19 +157,6 @@ def test_mesa_net_starts_with_a_ridge_of_one():
     torch.testing.assert_close(F.softplus(mixer.l) + 0.25, torch.ones_like(mixer.l))
 
 
-def test_mesa_net_with_a_large_ridge_is_gated_linear_attention():
-    mixer, ridge = make("mesa_net"), 1e6
-    with torch.no_grad():
-        mixer.l.fill_(ridge)
-    x = torch.randn(2, 20, 16, dtype=torch.float64)
-    q, k = (unit(torch.stack(split(z), 1)) for z in F.silu(conv(mixer.conv, mixer.qk(x))).chunk(2, -1))
-    gamma, beta = (z.mT.unsqueeze(-1) for z in mixer.gates(x).sigmoid().chunk(2, -1))
-    o, _ = linear_attention(q, k, beta * torch.stack(split(mixer.v(x)), 1), gamma.log())
-    o = rms(mixer.norm, o / ridge)  # so small that the norm's epsilon shows
-    expected = mixer.out(torch.cat(list(o.unbind(1)), -1))
-    torch.testing.assert_close(mixer(x)[0], expected, rtol=1e-5, atol=1e-5)
-
-
 def lact(m, x):
     q, k, v = m.qkv(x).chunk(3, -1)
     q, k = rms(m.norm_q, q), rms(m.norm_k, k)
@@ -174,21 +180,22 @@ def lact(m, x):
 
     def orthogonal(d):
         x = d / (d.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7)
-        for _ in range(5):
-            x = 3.4445 * x - 4.7750 * x @ x.mT @ x + 2.0315 * x @ x.mT @ x @ x.mT @ x
+        for a, b, c in NEWTON_SCHULZ:
+            x = a * x + b * x @ x.mT @ x + c * x @ x.mT @ x @ x.mT @ x
         return x
 
     heads = []
     for h in range(HEADS):
         first = [w[h].expand(len(x), -1, -1) for w in m.W]
         W, D, out = first, [torch.zeros_like(w) for w in first], []
+        fast_q, fast_k = rotate(unit(q[h])), rotate(unit(k[h]))
         for start in range(0, x.shape[1], m.chunk):
             part = slice(start, start + m.chunk)
-            out.append(f(unit(q[h][:, part]), W))
+            out.append(f(fast_q[:, part], W))
             new = []
             for i in range(3):
                 with torch.enable_grad():
-                    gain = (eta[h][:, part, i] * (f(unit(k[h][:, part]), W) * v[h][:, part]).sum(-1)).sum()
+                    gain = (eta[h][:, part, i] * (f(fast_k[:, part], W) * v[h][:, part]).sum(-1)).sum()
                     (G,) = torch.autograd.grad(gain, W[i], create_graph=True)
                 new.append(G + keep[h][:, part].mean(1, keepdim=True) * D[i])
             D = new
@@ -201,6 +208,13 @@ def lact(m, x):
 
 def test_lact():
     agrees(make("lact", chunk=5, window=4), lact)
+
+
+def test_lacts_steps_are_nearly_orthogonal():
+    d = torch.randn(3, 8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for step in (d, d.mT):
+        sizes = torch.linalg.svdvals(muon(step))
+        assert 0.9 < sizes.min() and sizes.max() < 1.1
 
 
 def test_lacts_steps_begin_small():
@@ -225,6 +239,8 @@ def test_the_state_on_meta_is_the_real_one_and_work_is_counted(name):
             mlp=None,
             local_conv=0,
             dropout=0.0,
+            piece=None,
+            checkpoint=False,
             seed=0,
             label="",
         )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from compare.speed import LiveBytes
 from mixers.base import Mixer
 from mixers.bidirectional import Bidirectional
 from models.backbone import Backbone, LooksAhead, directed, seeded
@@ -37,7 +38,7 @@ class Mean(Mixer):
         return x.mean(1, keepdim=True).expand_as(x), None
 
 
-def backbone(pattern=(Cumulative,), n_layers=2, causal=True, seed=0, label="a", local_conv=0, dropout=0.0):
+def backbone(pattern=(Cumulative,), n_layers=2, causal=True, seed=0, label="a", local_conv=0, dropout=0.0, **more):
     return Backbone(
         8,
         n_layers=n_layers,
@@ -46,6 +47,7 @@ def backbone(pattern=(Cumulative,), n_layers=2, causal=True, seed=0, label="a", 
         mlp=functools.partial(MLP, expand=2.0),
         local_conv=local_conv,
         dropout=dropout,
+        **{"piece": None, "checkpoint": False} | more,
         seed=seed,
         label=label,
     )
@@ -84,6 +86,51 @@ def test_the_law_holds_for_a_stack(local_conv):
         torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-12, atol=1e-12)
         for ours, theirs in zip(states, last, strict=True):
             torch.testing.assert_close(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("piece", [None, 1, 4, 11])
+def test_pieces_and_checkpoints_change_no_number(piece, checkpoint):
+    def computed(**how):
+        torch.manual_seed(0)
+        net = backbone(local_conv=3, **how).double()
+        x = torch.randn(2, 11, 8, dtype=torch.float64, requires_grad=True)
+        y, states = net(x, net(x[:, :2])[1], torch.arange(11) != torch.tensor([[5], [9]]))
+        loss = (y * torch.randn_like(y)).sum() + sum(state[1].square().sum() for state in states)
+        return y, [state[1] for state in states], torch.autograd.grad(loss, [x, *net.parameters()])
+
+    ours, theirs = computed(piece=piece, checkpoint=checkpoint), computed()
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_dropout_is_the_same_when_blocks_are_computed_again():
+    net = backbone(dropout=0.5)
+    x = torch.randn(1, 6, 8)
+
+    def gradients(checkpoint):
+        net.checkpoint = checkpoint
+        torch.manual_seed(1)
+        return torch.autograd.grad(net(x)[0].square().sum(), list(net.parameters()))
+
+    torch.testing.assert_close(gradients(True), gradients(False))
+
+
+def test_pieces_with_checkpoints_hold_less():
+    def peak(**how):
+        net, x = backbone(n_layers=4, **how), torch.randn(1, 512, 8)
+        with LiveBytes([x]) as live:
+            net(x)[0].sum().backward()
+        return live.peak
+
+    whole, lean = peak(), peak(piece=32, checkpoint=True)
+    assert lean < whole / 3
+
+
+def test_pieces_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="piece is 0: choose at least 1"):
+        backbone(piece=0)
+    with pytest.raises(ValueError, match="piece is 4: the task looks both ways"):
+        backbone(piece=4, causal=False)
 
 
 def test_the_state_that_comes_back_is_the_new_one_in_hybrids_too():
@@ -126,6 +173,8 @@ def model(pool, causal=False, n_outputs=5):
         causal=causal,
         mlp=functools.partial(MLP, expand=2.0),
         dropout=0.0,
+        piece=None,
+        checkpoint=False,
     )
     return Model(
         d_model=8, n_inputs=7, n_outputs=n_outputs, pool=pool, backbone=factory, local_conv=4, seed=0, label="a"

@@ -5,12 +5,15 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
 from torch import nn
 
 from mixers import registry
 from mixers.base import Mixer
-from mixers.testing import CHECKS, check_remembers
-from models.backbone import Backbone
+from mixers.layers import ShortConv
+from mixers.testing import CHECKS, D
+from models.backbone import Backbone, Block, directed
 from models.in_place_ttt import InPlaceTTT, in_place_ttt
 from models.learner import groups
 from models.mlp import MLP
@@ -64,21 +67,25 @@ def test_it_is_its_mlp_and_linear_attention_over_earlier_chunks(T):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
-class Alone(Mixer):
-    """The MLP as a mixer, for the suite."""
+class Layer(Mixer):
+    """A whole block as a mixer, each of its parts with a state."""
 
-    def __init__(self, mlp):
+    def __init__(self, causal):
         super().__init__()
-        self.mlp = mlp
+        self.causal = causal
+        mixer = directed(registry.factory("gla"), D, causal, {})
+        conv = ShortConv(D, width=3, bias=False)
+        self.block = Block(D, mixer=mixer, mlp=trained(D, by=0.05).float(), local_conv=conv, dropout=0.0)
 
     def forward(self, x, state=None, mask=None):
-        return self.mlp(x, state)
+        y, state = self.block(x, state, mask)
+        return y, state if self.causal else None
 
 
-# alone, without a mixer that tells tokens their neighbours, it is no memory
-@pytest.mark.parametrize("check", [c for c in CHECKS if c is not check_remembers], ids=lambda check: check.__name__)
-def test_conformance(check):
-    check(lambda: Alone(trained(32, by=0.05).float()))
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("causal", [True, False])
+def test_conformance(causal, check):
+    check(lambda: Layer(causal))
 
 
 def test_initial_values_learn():
@@ -117,6 +124,8 @@ def backbone(mlp, n_layers=4, seed=0):
         mlp=mlp,
         local_conv=0,
         dropout=0.0,
+        piece=None,
+        checkpoint=False,
         seed=seed,
         label="a",
     )
@@ -155,6 +164,53 @@ def test_the_law_holds_for_a_stack():
         torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-10, atol=1e-12)
         for ours, theirs in zip(states, last, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def composed(*overrides):
+    """The model of a command line, its MLPs away from their initial values."""
+    chosen = ("model/mlp@model.backbone.mlp=in_place_ttt", "model.backbone.mlp.chunk=4", "model.d_model=16")
+    with initialize_config_module("conf", version_base="1.3"):
+        model = instantiate(compose("train", [*chosen, "label=test", *overrides]).model).double()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for block in model.backbone.blocks:
+            if isinstance(block.mlp, InPlaceTTT):
+                block.mlp.conv.normal_(std=0.3)
+                block.mlp.target.weight.normal_(std=0.3)
+    return model
+
+
+HYBRID = ("experiment=hybrid", "mixers.a.n_heads=2", "model.backbone.mlp.every=2")
+TOKENS = torch.randint(16, (2, 22), generator=torch.Generator().manual_seed(0))
+
+
+def test_the_config_group_gives_it_to_any_model():
+    kinds = [type(block.mlp) for block in composed(*HYBRID).backbone.blocks]
+    assert kinds == [InPlaceTTT, MLP, InPlaceTTT, MLP]
+    assert [type(block.mlp) for block in composed("mixer=s4d", "task=listops").backbone.blocks] == [InPlaceTTT, MLP]
+
+
+def test_a_packed_hybrid_forgets_between_documents():
+    model = composed(*HYBRID)
+    logits, states = model(TOKENS, mask=torch.tensor([[1] * 9 + [2] * 13, [0] * 3 + [3] * 19]))
+    for row, start, stop in ((0, 0, 9), (0, 9, 22), (1, 3, 22)):
+        alone = model(TOKENS[row : row + 1, start:stop])[0]
+        torch.testing.assert_close(logits[row : row + 1, start:stop], alone)
+    assert len(states) == 3
+    leaking = model(TOKENS)[0][0, 9:]  # and it would show
+    assert (leaking - logits[0, 9:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_padding_is_invisible_where_the_task_looks_both_ways(batch, left):
+    model = composed("mixer=gla", "task=listops", "model.backbone.mlp.every=1")
+    tokens, mask = TOKENS[:batch], torch.arange(22).expand(batch, -1) < torch.tensor([[14], [22]])[:batch]
+    mask = mask.flip(1) if left else mask
+    y = model(tokens, mask=mask)[0]
+    torch.testing.assert_close(model(tokens.where(mask, (tokens + 1) % 16), mask=mask)[0], y)
+    if not left:  # what pads in front moves the edges of chunks
+        torch.testing.assert_close(model(tokens[:1, :14])[0], y[:1])
 
 
 def test_its_parameters_are_in_the_groups_that_they_belong_to():

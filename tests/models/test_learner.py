@@ -66,10 +66,18 @@ class Batches:
 
 def learner(lr=0.1, metric="accuracy", dropout=0.1, **changes):
     factory = functools.partial(
-        Backbone, n_layers=1, pattern=[Decay], causal=True, mlp=functools.partial(MLP, expand=2.0), dropout=dropout
+        Backbone,
+        n_layers=1,
+        pattern=[Decay],
+        causal=True,
+        mlp=functools.partial(MLP, expand=2.0),
+        dropout=dropout,
+        piece=None,
+        checkpoint=False,
     )
     net = Model(d_model=8, n_inputs=7, n_outputs=7, pool="none", backbone=factory, local_conv=0, seed=0, label="a")
-    values = {"warmup": 0.2, "dynamics_lr": 0.001, "tables_lr": 10.0, "resample_every": 3, "log_every": 1, "seed": 0}
+    values = {"warmup": 0.2, "dynamics_lr": 0.001, "tables_lr": 10.0, "resample_every": 3, "log_every": 1}
+    values |= {"piece": None, "seed": 0}
     optimizer = functools.partial(torch.optim.AdamW, lr=lr, weight_decay=0.1)
     return Learner(net, optimizer=optimizer, metric=metric, title="", **(values | changes))
 
@@ -109,6 +117,26 @@ def test_loss_is_the_mean_over_scored_targets():
     torch.testing.assert_close(
         net.loss((tokens, targets, None)), F.cross_entropy(full.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
     )
+
+
+@pytest.mark.parametrize("piece", [1, 4, 100])
+def test_loss_in_pieces_is_the_same_loss(piece):
+    tokens = torch.randint(7, (3, 6), generator=torch.Generator().manual_seed(0))
+    batch = tokens, torch.where(tokens > 3, tokens, IGNORE), None
+
+    def computed(net):
+        loss = net.double().loss(batch)
+        net._sums = {}
+        net.validation_step(batch, 0)
+        return loss, torch.autograd.grad(loss, list(net.parameters())), net._sums[0]
+
+    ours, theirs = computed(learner(dropout=0.0, piece=piece)), computed(learner(dropout=0.0))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)  # entropies are float32
+
+
+def test_a_piece_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="learner.piece is 0: choose at least 1"):
+        learner(piece=0)
 
 
 def test_the_logged_rate_is_the_schedule(tmp_path):

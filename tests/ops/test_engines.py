@@ -118,13 +118,16 @@ def test_a_broken_library_is_not_fatal(unbuilt, tmp_path, monkeypatch):
 
 def test_processes_may_race_to_build(tmp_path):
     code = "from mixers.ops.native.build import library; library(); print('built')"
-    environment = os.environ | {"SEQMIX_CACHE": str(tmp_path)}
+    compiler, cache = tmp_path / "cc", tmp_path / "cache"
+    compiler.write_text(f'#!/bin/sh\nexec {shutil.which("cc")} "$@" -O0\n')  # who wins does not depend on how well
+    compiler.chmod(0o755)
+    environment = os.environ | {"SEQMIX_CACHE": str(cache), "CC": str(compiler)}
     racing = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
         for _ in range(3)
     ]
     assert [process.communicate()[0] for process in racing] == [b"built\n"] * 3
-    (path,) = tmp_path.iterdir()
+    (path,) = cache.iterdir()
     before = path.stat().st_mtime_ns
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True)
     assert path.stat().st_mtime_ns == before  # found, not built again

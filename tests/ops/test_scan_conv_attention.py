@@ -265,3 +265,12 @@ def test_attention_obeys_the_law(window, cuts):
     torch.testing.assert_close(torch.cat(pieces, 2), whole)
     torch.testing.assert_close(state, last)
     assert state[0].shape[2] == (30 if window is None else window - 1)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 3, 9])
+@pytest.mark.parametrize("prefix", [0, 2, 7])
+def test_visible_pairs_are_counted_without_a_mask(causal, window, prefix):
+    for start, stop, T, S in ((0, 5, 5, 5), (2, 5, 6, 9), (0, 1, 1, 4)):
+        seen = attend.visible(start, stop, T, S, causal, window, prefix, "cpu")
+        assert attend.n_visible(start, stop, T, S, causal, window, prefix) == seen.sum()

@@ -1,0 +1,81 @@
+"""The GPU's benchmark runs on a CPU at tiny sizes, survives what fails in it, and says what it left out."""
+
+import json
+import os
+import time
+
+import pytest
+
+from benchmarks import gpu, pool
+from benchmarks.pool import Task
+
+
+@pytest.mark.slow
+def test_every_part_runs(tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    tiny = ["--tiny", "--mixers", "causal_mean", "--workers", "1", "--json", str(path), "--seconds", "100"]
+    assert gpu.main([*tiny, "--parts", "2,3,4", "--lengths", "64"]) == 0
+    data = json.loads(path.read_text())
+    printed = capsys.readouterr().out
+    assert not [name for part in data.values() for name, result in part.items() if "error" in result]
+    for name in gpu.CASES:
+        assert data["exactness"][f"{name} fp32 torch"]["worst"] < 1e-4
+        assert data["speed"][f"{name} torch T=64"]["ms"] > 0
+        assert f"{name}, fp32: torch " in printed and f"\n{name}: torch " in printed
+    assert data["speed"]["mixer causal_mean T=64"]["ms"] > 0
+    assert data["training"]["softmax"]["outcome"] == "finished"
+    assert "WRONG" not in printed and data["about"]["machine"]["versions"]["torch"]
+
+
+@pytest.mark.slow
+def test_conformance_is_counted(tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    tiny = ["--tiny", "--mixers", "causal_mean", "--workers", "1", "--json", str(path)]
+    assert gpu.main([*tiny, "--parts", "1", "--seconds", "60"]) == 0
+    assert "conformance fp32 torch: 13 ok" in capsys.readouterr().out
+
+
+def explode(how: str) -> dict:
+    if how == "die":
+        os._exit(3)
+    if how == "hang":
+        time.sleep(60)
+    if how == "raise":
+        raise ValueError("it is broken\nin two lines")
+    return {"pid": os.getpid()}
+
+
+def test_what_fails_takes_nothing_along(monkeypatch):
+    results = {}
+    tasks = [Task(how, explode, {"how": how}, 0.5) for how in ("die", "hang", "raise", "work")]
+    pool.run(tasks, 1, time.monotonic() + 60, lambda name, result: results.update({name: result}))
+    assert results["die"]["error"] == "its process died with 3"
+    assert results["hang"]["error"] == "TimeoutError: took too long"
+    assert results["raise"]["error"] == "ValueError: it is broken" and "explode" in "".join(results["raise"]["trace"])
+    assert results["work"]["pid"] != os.getpid()
+
+
+def test_the_deadline_is_kept():
+    results = {}
+    tasks = [Task(name, explode, {"how": "hang"}, 60) for name in ("a", "b")]
+    start = time.monotonic()
+    pool.run(tasks, 1, start + 4, lambda name, result: results.update({name: result}))
+    assert time.monotonic() - start < 12
+    assert {result["error"] for result in results.values()} == {"not reached: out of time"}
+
+
+def test_wrong_numbers_are_called_wrong():
+    lines = gpu.exactness_lines({"dplr fp32 fla": {"worst": 0.5, "served": {"dplr": ["fla"]}}})
+    assert lines == ["dplr, fp32: fla 5.0e-01 WRONG"]
+    lines = gpu.exactness_lines({"dplr fp32 fla": {"worst": float("nan"), "served": {"dplr": ["torch"]}}})
+    assert lines == ["dplr, fp32: fla (torch) nan WRONG"]
+
+
+def test_bad_options_are_refused(capsys):
+    for words, message in (
+        (["--parts", "5"], "there is no part 5: choose from 1,2,3,4"),
+        (["--parts", "1,2,3", "--seconds", "1,2"], "--seconds takes one number, or as many as --parts"),
+    ):
+        with pytest.raises(SystemExit):
+            gpu.main(words)
+        assert message in capsys.readouterr().err
