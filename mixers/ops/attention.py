@@ -58,7 +58,8 @@ def attention(
     after = remember(k, v, window, prefix)
     grouped = k.shape[1] != q.shape[1]
     plain = mask is None and sink is None and not prefix and (window is None or window >= S)
-    if plain and (not causal or T == S or T == 1):
+    added = bias is not None and q.is_meta  # counted as what it is, not as one more dimension
+    if plain and not added and (not causal or T == S or T == 1):
         causal = causal and T > 1
         if bias is None:
             o = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
@@ -112,7 +113,7 @@ def _block(q, k, v, seen, bias, sink, grouped, pairs):
         blind = ~seen.any(-1, keepdim=True)
         added = added.masked_fill(blind, 0)
     if q.is_meta:
-        added.pairs = pairs  # type: ignore[attr-defined]
+        added.pairs = pairs  # ty: ignore[invalid-assignment]
     o = F.scaled_dot_product_attention(q, k, v, attn_mask=added, enable_gqa=grouped)
     return o if blind is None else o.masked_fill(blind, 0)
 
