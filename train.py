@@ -53,7 +53,7 @@ def main() -> None:
 def offers() -> str:
     """Every group and what it offers, plugged-in packages' own included. Hydra's own help takes twice as long."""
     with hydra.initialize_config_module("conf", version_base="1.3"):
-        found = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
+        found = GlobalHydra.instance().config_loader().repository  # ty: ignore[missing-attribute]
 
         def groups(parent: str) -> list[str]:
             inner = (f"{parent}/{name}".strip("/") for name in found.get_group_options(parent, ObjectType.GROUP))

@@ -24,6 +24,11 @@ class CompareCallback(Callback):
     """Compares the runs of one sweep, and only those, and ends with exit code 1 if any of them did not finish."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
+        if "optuna" in config.hydra.sweeper._target_:
+            sys.exit(
+                "error: hydra/sweeper=optuna would choose among the runs that report: write what to choose as "
+                'select="optimizer.lr=tag(log, interval(1e-4, 1e-1))" select_trials=20, which asks the same Optuna'
+            )
         os.environ[SWEEP] = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         os.environ[BASELINE] = baseline(swept(config, "mixer"))
 

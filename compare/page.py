@@ -177,7 +177,8 @@ def drawing(name: str, figure) -> str:
     file = f"{name} {figure.title}.csv".replace(" ", "-").replace("/", "-")
     svg = figure.svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.title)}"', 1)
     link = f'<a download="{escape(file)}" href="data:text/csv;base64,{data}">data</a>'
-    return f"<figure><h3>{escape(figure.title[:1].upper() + figure.title[1:])}</h3>{svg}<figcaption>{link}</figcaption></figure>"
+    title = figure.title[:1].upper() + figure.title[1:]
+    return f"<figure><h3>{escape(title)}</h3>{svg}<figcaption>{link}</figcaption></figure>"
 
 
 def _details(table: Table) -> str:

@@ -6,15 +6,20 @@ Each moves the configuration, and says what it did in the record.
 import copy
 import fcntl
 import functools
+import importlib
 import itertools
 import logging
+import math
 import shlex
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -99,57 +104,130 @@ def put(cfg: DictConfig, values: dict[str, Any]) -> None:
 
 
 def grid(text: str) -> dict[str, list]:
-    """ "optimizer.lr=1e-3,3e-3 model.dropout=0,0.1" as {key: values}. Raises ValueError for anything else."""
+    """ "optimizer.lr=1e-3,3e-3 model.dropout=0,0.1" as {key: values}; of interval(low, high) the two ends. Raises
+    ValueError for anything else."""
     values: dict[str, list] = {}
-    try:
-        for override in OverridesParser.create().parse_overrides(shlex.split(text)):
-            if not override.is_sweep_override() or not override.key_or_group:
-                raise ValueError(f"select: {override.key_or_group} has one value only, which leaves nothing to choose")
-            values[override.key_or_group] = list(override.sweep_iterator(transformer=lambda value: value))
-    except HydraException:
-        raise ValueError(f'select="{text}" is not a grid: write it as select="optimizer.lr=1e-3,3e-3"') from None
-    if not values:
-        raise ValueError('select is empty: write it as select="optimizer.lr=1e-3,3e-3"')
+    for override in _sweeps(text):
+        value = override.value()
+        ends = [value.start, value.end] if override.is_interval_sweep() else None
+        values[override.key_or_group] = ends or list(override.sweep_iterator(transformer=lambda value: value))
     return values
 
 
-def select(cfg: DictConfig, place: Path, train: Callable[[DictConfig, dict, Path], dict]) -> dict:
-    """Train every point of the grid cfg.select on cfg.selection_seeds, put the best into cfg; returns all of it.
+def _sweeps(text: str) -> list[Override]:
+    try:
+        overrides = OverridesParser.create().parse_overrides(shlex.split(text))
+    except HydraException:
+        raise ValueError(f'select="{text}" is not a grid: write it as select="optimizer.lr=1e-3,3e-3"') from None
+    for override in overrides:
+        if not override.is_sweep_override() or not override.key_or_group:
+            raise ValueError(f"select: {override.key_or_group} has one value only, which leaves nothing to choose")
+    if not overrides:
+        raise ValueError('select is empty: write it as select="optimizer.lr=1e-3,3e-3"')
+    return overrides
 
-    The best has the highest mean validation score at the last step; a trial that did not finish counts as the worst.
+
+class _Impossible(Exception):
+    """The mixer cannot be trained on the task: the run itself will say why."""
+
+
+def select(cfg: DictConfig, place: Path, train: Callable[[DictConfig, dict, Path], dict]) -> dict:
+    """Train trials of cfg.select on cfg.selection_seeds, put the best into cfg; returns all of it.
+
+    Trials are every point of a grid; where it has an interval, cfg.select_trials points that Optuna proposes. The best
+    has the highest mean validation score at the last step; a trial that did not finish counts as the worst.
     train(config, values, directory) gives a trial's record. Runs of one label that start at the same time share their
     trials: one trains them, the others wait. Raises ValueError where the run's own seed selects, or no trial finished.
     """
-    points, seeds = grid(cfg.select), list(cfg.selection_seeds)
+    points, seeds, higher = grid(cfg.select), list(cfg.selection_seeds), cfg.task.metric == "accuracy"
     if cfg.seed in seeds or not seeds:
         raise ValueError(
             f"selection_seeds={seeds} must be seeds, and not seed={cfg.seed}, which would select on what it reports"
         )
-    trials, higher = [], True
-    with _locked(place):
-        for chosen in itertools.product(*points.values()):
-            values, scores = dict(zip(points, chosen, strict=True)), []
-            for seed in seeds:
-                trial = copy.deepcopy(cfg)
-                put(trial, values | {"seed": seed, "select": None})
-                record = train(trial, values, place / values_text(values) / str(seed))
-                higher = record.get("metric", {}).get("higher_is_better", higher)
-                if record["outcome"] == "impossible":
-                    return {}  # the run will say why
-                scores.append(record["validation"]["score"] if record["outcome"] == "finished" else None)
-            trials.append({"values": values, "scores": scores})
+    searched = [override for override in _sweeps(cfg.select) if override.is_interval_sweep()]
+    if bool(searched) != bool(cfg.select_trials):
+        raise ValueError(
+            f"select={cfg.select} has an interval: say how many points to try, as in select_trials=20"
+            if searched
+            else f"select_trials={cfg.select_trials} is for an interval; of a grid every point is tried: leave it out"
+        )
+    trials: list[dict] = []
+
+    def score(values: dict) -> float | None:
+        scores = []
+        for seed in seeds:
+            trial = copy.deepcopy(cfg)
+            put(trial, values | {"seed": seed, "select": None, "select_trials": None})
+            record = train(trial, values, place / values_text(values) / str(seed))
+            if record["outcome"] == "impossible":
+                raise _Impossible
+            scores.append(record["validation"]["score"] if record["outcome"] == "finished" else None)
+        trials.append({"values": values, "scores": scores})
+        return None if None in scores else stats.mean(scores)
+
+    try:
+        with _locked(place):
+            if searched:
+                search(cfg.select, cfg.select_trials, higher, place, score)
+            else:
+                for chosen in itertools.product(*points.values()):
+                    score(dict(zip(points, chosen, strict=True)))
+    except _Impossible:
+        return {}
     means = {i: stats.mean(t["scores"]) for i, t in enumerate(trials) if None not in t["scores"]}
     if not means:
         raise ValueError(f"select={cfg.select}: no trial finished, so there is nothing to choose from")
     best = trials[(max if higher else min)(means, key=means.__getitem__)]["values"]
     put(cfg, best)
-    edge = [
-        key
-        for key, value in best.items()
-        if not isinstance(value, str | bool) and value in (min(points[key]), max(points[key]))
-    ]
+    edge = []  # least or largest of what was tried: the best may lie beyond
+    for key, value in best.items():
+        tried = [trial["values"][key] for trial in trials]
+        if not any(isinstance(one, str | bool) for one in tried) and value in (min(tried), max(tried)):
+            edge.append(key)
     log.info("%s: of %d trials, validation chooses %s", cfg.label, len(trials) * len(seeds), values_text(best))
     return {"grid": points, "seeds": seeds, "trials": trials, "chosen": best, "edge": edge}
+
+
+def search(
+    text: str, trials: int, higher: bool, place: Path, score: Callable[[dict], float | None], seed: int = 0
+) -> None:
+    """Hydra's own Optuna sweeper over `text`, one trial after the other; its sampler has a fixed seed, so that a search
+    that was interrupted proposes the same points again. score(values) is None for a trial that did not finish.
+
+    Raises ValueError where the sweeper is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # this old Optuna's, about the libraries under it
+            optuna = importlib.import_module("optuna")
+            plugin = importlib.import_module("hydra_plugins.hydra_optuna_sweeper._impl")
+    except ImportError:
+        raise ValueError(f"select={text} needs Hydra's Optuna sweeper: pip install seqmix[sweep]") from None
+
+    worst = -math.inf if higher else math.inf
+
+    class Launcher:
+        """Of the sweeper's jobs, which are not runs of train.py but trials of this one."""
+
+        def launch(self, jobs, initial_job_idx: int) -> list:
+            done = []
+            for words in jobs:
+                values = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(list(words))}
+                scored = score(values)
+                done.append(SimpleNamespace(return_value=worst if scored is None else scored))
+            return done
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("hydra_plugins").setLevel(logging.WARNING)
+    sweeper = plugin.OptunaSweeperImpl(
+        **{"sampler": optuna.samplers.TPESampler(seed=seed), "direction": "maximize" if higher else "minimize"},
+        **{"storage": None, "study_name": None, "n_trials": trials, "n_jobs": 1, "max_failure_rate": 0.0},
+        **{"search_space": None, "custom_search_space": None, "params": None},
+    )
+    sweeper.launcher = Launcher()
+    sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(place)}}})
+    sweeper.hydra_context, sweeper.job_idx = object(), 0
+    sweeper.sweep(shlex.split(text))
 
 
 @contextmanager

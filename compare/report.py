@@ -113,19 +113,19 @@ def markdown(comparison: Comparison) -> str:
     for table in comparison.tables:
         shown = columns(table)
         lines += [f"## {table.task}", "", f"{_direction(table).capitalize()}.", ""]
-        lines += [_line(column.head for column in shown), _line("---" for _ in shown)]
-        lines += [_line(column.cell(row).text for column in shown) for row in table.rows]
+        lines += [line(column.head for column in shown), line("---" for _ in shown)]
+        lines += [line(column.cell(row).text for column in shown) for row in table.rows]
         for name, value in table.references.items():
             cells = {"mixer": name, "mean": f"{value:.3f}", "outcome": "reference"}
-            lines.append(_line(cells.get(column.names[0], "") for column in shown))
+            lines.append(line(cells.get(column.names[0], "") for column in shown))
         head, *parts = slices(table) or [[]]
         if parts:
-            lines += ["", _line(head), _line("---" for _ in head), *map(_line, parts)]
+            lines += ["", line(head), line("---" for _ in head), *map(line, parts)]
         lines += ["", f"**{table.verdict}**", "", *(f"- {note}" for note in table.notes), ""]
     return "\n".join(lines)
 
 
-def _line(cells) -> str:
+def line(cells) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 

@@ -103,7 +103,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
 def known(optimizer: functools.partial) -> None:
     """Raises ValueError for an option that the optimizer does not have, which would only come out at the first step."""
     if odd := optimizer.keywords.keys() - inspect.signature(optimizer.func).parameters.keys():
-        raise ValueError(f"{optimizer.func.__name__} has no option {', '.join(sorted(odd))}: leave optimizer.* out")
+        raise ValueError(f"the optimizer has no option {', '.join(sorted(odd))}: leave it out of optimizer")
 
 
 def protocol(cfg: DictConfig, data: Any) -> dict:
@@ -111,7 +111,8 @@ def protocol(cfg: DictConfig, data: Any) -> dict:
     plain, selection = copy.deepcopy(cfg), "the last step; nothing was selected"
     if cfg.get("select"):
         plan.put(plain, dict.fromkeys(plan.grid(cfg.select), "selected"))
-        selection = f"the last step; {cfg.select} by its validation score on seeds {list(cfg.selection_seeds)}"
+        tried = f", {cfg.select_trials} points," if cfg.select_trials else ""
+        selection = f"the last step; {cfg.select}{tried} by its validation score on seeds {list(cfg.selection_seeds)}"
     config = OmegaConf.to_container(plain, resolve=True)
     model = {key: value for key, value in config["model"].items() if key not in ("label", "seed", "backbone")}
     backbone = {key: value for key, value in config["model"]["backbone"].items() if key not in ("pattern", "mlp")}
@@ -167,7 +168,6 @@ def open_logger(cfg: DictConfig, record: dict):
 
 def make_trainer(cfg: DictConfig, directory: Path, logger) -> L.Trainer:
     """Lightning's Trainer with the project's callbacks. One line per validation, and the bar where somebody watches."""
-    interval = cfg.trainer.val_check_interval
     callbacks = [
         ModelCheckpoint(
             directory, filename="last", every_n_epochs=1, save_on_train_epoch_end=False, enable_version_counter=False

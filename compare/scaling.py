@@ -18,10 +18,11 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 from compare import budget, page, results, speed, stats
-from compare.report import plain
+from compare.report import line, plain
 from compare.tables import binary, si
 
 MODES = {
@@ -132,6 +133,9 @@ def words(arguments: Iterable[str]) -> tuple[list[str], list[int], list[str]]:
     mixers, lengths, others = [], [], []
     try:
         parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(arguments))
+        keys = [override.key_or_group for override in parsed]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"{twice[0]} is given twice: leave one out")
         for override in parsed:
             values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
             if override.key_or_group == "mixer":
@@ -161,8 +165,8 @@ def configured(mixer: str, length: int, others: list[str]) -> DictConfig:
 
 
 def run_speed(arguments: list[str], seconds: float, memory: float, out: Path) -> None:
-    """Measure, print and write speed.csv and speed.html to `out`."""
-    console, progress = Console(), Console(stderr=True)
+    """Measure, print and write speed.csv, speed.md and speed.html to `out`."""
+    console = Console()
     with initialize_config_module("conf", version_base="1.3"):
         mixers, lengths, others = words(arguments)
         for mixer in mixers:
@@ -171,11 +175,18 @@ def run_speed(arguments: list[str], seconds: float, memory: float, out: Path) ->
         def model(mixer: str, length: int) -> nn.Module:
             return instantiate(configured(mixer, length, others).model)
 
-        with progress.status("measuring") as status:
+        bar = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        with Progress(*bar, console=Console(stderr=True)) as progress:
+            task = progress.add_task("measuring", total=len(mixers) * len(lengths) * len(MODES))
+            done: dict[tuple[str, str], int] = {}
 
             def say(point: Point) -> None:
-                cost = point.reason or f"{point.us_per_token:,.3g} us/token, {binary(point.peak or 0)}"
-                status.update(f"{point.mixer} {point.mode} {point.length:,}: {cost}")
+                cost = "not run" if point.reason else f"{point.us_per_token:,.3g} us/token"  # short: the bar needs room
+                series = point.mixer, point.mode
+                here = lengths.index(point.length) + 1 if not point.reason else len(lengths)  # what stops stays stopped
+                progress.advance(task, here - done.get(series, 0))
+                done[series] = here
+                progress.update(task, description=f"{point.mixer} {point.mode} {point.length:,}: {cost}")
 
             found = points(mixers, lengths, model, seconds, memory, say)
     sections = tables(found)
@@ -186,6 +197,7 @@ def run_speed(arguments: list[str], seconds: float, memory: float, out: Path) ->
         console.print(note, style="dim", markup=False)
     out.mkdir(parents=True, exist_ok=True)
     results.write_csv(out / "speed.csv", rows(found))
+    results.replace(out / "speed.md", markdown(found, sections))
     results.replace(out / "speed.html", html(found, sections))
     print(f"\nspeed: {out / 'speed.html'}")
 
@@ -276,6 +288,13 @@ def notes(found: list[Point]) -> list[str]:
         if point.reason:
             stopped.setdefault((point.mixer, point.length, point.reason), []).append(point.mode)
     return said + [f"{mixer} {', '.join(modes)} at {n:,}: {why}" for (mixer, n, why), modes in stopped.items()]
+
+
+def markdown(found: list[Point], sections: list[tuple[str, list[str], list[list[str]]]]) -> str:
+    lines = ["# Speed and memory by length", ""]
+    for title, head, body in sections:
+        lines += [f"## {title}", "", line(head), line("---" for _ in head), *map(line, body), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in notes(found)), ""])
 
 
 def rows(found: list[Point]) -> list[dict]:

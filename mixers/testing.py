@@ -356,7 +356,8 @@ def _make(factory: Factory, seed: int = 0) -> Mixer:
 
 
 def _exact(factory: Factory) -> Mixer:
-    return _make(factory).to(_setting.computed_in)
+    mixer = _make(factory)  # not .to(dtype), which takes complex parameters for real ones
+    return mixer.double() if _setting.computed_in == torch.float64 else mixer.float()
 
 
 def _noise(batch: int, length: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:

@@ -147,8 +147,11 @@ def test_fractions_may_differ_by_the_tolerance_and_counts_never():
 
 @pytest.mark.slow
 def test_a_comparison_that_learns_repeats_bit_for_bit(tmp_path):
-    real = ["trainer.max_steps=100", "trainer.val_check_interval=50", "logger=none", "probe=false", f"runs={tmp_path}"]
-    assert python("train.py", "-m", "mixer=softmax,linear_attention", *real).returncode == 0
+    real = [
+        *("trainer.max_steps=40", "trainer.val_check_interval=20", "task.data.batch_size=16", "logger=none"),
+        *("probe=false", "task.data.test=[{length: 64, pairs: 4, n: 200}, {length: 256, pairs: 64, n: 50}]"),
+    ]
+    assert python("train.py", "-m", "mixer=softmax,linear_attention", *real, f"runs={tmp_path}").returncode == 0
     packed = bundle.pack(tmp_path, tmp_path / "bundle.zip")
     done = python("-m", "compare", "verify", packed)
     assert done.returncode == 0 and done.stdout.count("same, bit for bit") == 2, done.stdout

@@ -1,6 +1,7 @@
 """Budgets that are met or said not to be, values that validation alone chose, and a twin that shows the noise."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -170,6 +171,67 @@ def test_a_choice_on_the_edge_of_the_grid_is_a_warning(config, tmp_path, record)
     assert "selected by validation on seed 7, 8 alone, 6 trials for each mixer" in table.notes[0]
     assert "softmax optimizer.lr=0.01" in table.notes[0] and tables.HANDS_OFF not in table.notes
     assert tables.HANDS_OFF in tables.compare([record("softmax", 0)]).tables[0].notes
+
+
+LOG = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
+
+
+def searching(config, place, *overrides, best=0.01):
+    """A search whose score falls with the distance to `best`, in decades; nan steps diverge."""
+    cfg, seen = config(f"select='{LOG}'", "select_trials=12", *overrides), []
+
+    def train(trial, values, place):
+        seen.append((trial.optimizer.lr, trial.seed))
+        if trial.optimizer.lr > 0.05:
+            return {"outcome": "diverged"}
+        return {"outcome": "finished", "validation": {"score": 1 - abs(math.log10(trial.optimizer.lr / best))}}
+
+    return cfg, plan.select(cfg, place / "select", train), seen
+
+
+def test_optuna_searches_an_interval_and_repeats(config, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="seqmix[sweep] is not installed")
+    cfg, done, seen = searching(config, tmp_path / "a")
+    assert len(seen) == len(done["trials"]) == 12 and {seed for _, seed in seen} == {1000}
+    assert all(1e-4 <= lr <= 1e-1 for lr, _ in seen) and len({lr for lr, _ in seen}) == 12
+    assert cfg.optimizer.lr == done["chosen"]["optimizer.lr"] == min(seen, key=lambda s: abs(math.log(s[0] / 0.01)))[0]
+    assert done["edge"] == [] and done["grid"] == {"optimizer.lr": [1e-4, 1e-1]}
+    assert searching(config, tmp_path / "b")[2] == seen
+    assert searching(config, tmp_path / "c", best=1e-4)[1]["edge"] == ["optimizer.lr"]
+
+
+def test_an_interval_and_its_number_of_trials_need_each_other(config, tmp_path):
+    for words, error in (
+        ([f"select='{LOG}'"], "select_trials=20"),
+        (["select='a=1,2'", "select_trials=3"], "leave it"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            plan.select(config(*words), tmp_path, lambda *_: {})
+
+
+def test_optuna_over_the_runs_that_report_is_refused(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="seqmix[sweep] is not installed")
+    done = train("-m", "hydra/sweeper=optuna", "mixer=gla,softmax", runs=tmp_path)
+    assert done.returncode == 1 and "would choose among the runs that report" in done.stderr
+    assert not all_of(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_rates_optuna_chooses(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="seqmix[sweep] is not installed")
+    done = train("-m", "mixer=identity,softmax", "seed=0,1", f"select={LOG}", "select_trials=3", runs=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trials = results.read_all(tmp_path, file=results.TRIAL)
+    assert sorted(t["mixer"] for t in trials) == ["identity"] * 3 + ["softmax"] * 3
+    assert not any(key in trial for trial in trials for key in ("test", "slices"))
+    rates = {
+        mixer: sorted(t["trial"]["optimizer.lr"] for t in trials if t["mixer"] == mixer)
+        for mixer in ("identity", "softmax")
+    }
+    for run in all_of(tmp_path):
+        assert run["config"]["optimizer"]["lr"] in rates[run["mixer"]]
+    text = next(tmp_path.rglob("comparison.md")).read_text()
+    assert "3 trials for each mixer" in text and tables.HANDS_OFF not in text
 
 
 def test_selection_on_the_seed_that_reports_is_refused(config, tmp_path):

@@ -120,11 +120,13 @@ def compare(*arguments):
 
 def test_the_commands(tmp_path):
     small = ["mixer=softmax,gla,fnet", "length=32,64", "model.d_model=16"]
-    done = compare("speed", *small, "--out", tmp_path, "--seconds", 5)
+    done = compare("speed", *small, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "below softmax" in done.stdout and "FNet looks ahead" in done.stdout.replace("\n", " ")
     rows = list(csv.DictReader((tmp_path / "speed.csv").read_text().splitlines()))
     assert len([row for row in rows if row["seconds"]]) == 2 * 2 * 4
+    assert "24/24" in done.stderr  # the bar ends full
+    assert "| softmax |" in (tmp_path / "speed.md").read_text() and "slope" in (tmp_path / "speed.md").read_text()
     page = (tmp_path / "speed.html").read_text()
     assert page.count("<svg") == 8 and page.count("data:text/csv;base64,") == 8
     done = compare("budget", *small, "--out", tmp_path / "budget.csv")
@@ -137,6 +139,7 @@ def test_the_commands(tmp_path):
     ("words", "error"),
     [
         (["mixer=sofmax", "length=32"], "mixer/sofmax"),
+        (["mixer=gla", "mixer=softmax", "length=32"], "mixer is given twice"),
         (["mixer=gla"], "say which mixers and lengths"),
         (["mixer=gla", "length=32", "model.width=3"], "width"),
     ],

@@ -40,6 +40,11 @@ def test_h3():
     agrees(make("h3", n_heads=4, d_state=8), plain)
 
 
+def test_h3s_shift_neither_shrinks_nor_swells_a_key():
+    torch.manual_seed(0)
+    assert abs(registry.build("h3", 64).shift.square().sum(-1).mean() - 1) < 0.1
+
+
 def test_h3_sees_the_token_before_in_its_key():
     """With a shift by one as its filter, the pair that is remembered is (k_{t-1}, v_t)."""
     m = make("h3", n_heads=4, d_state=8)
@@ -75,6 +80,8 @@ def test_hyena():
 
 def test_hyenas_window_falls_to_a_hundredth():
     f = registry.build("hyena", 8, length=100).filter
+    for weight, inputs in ((f.first, 3), (f.inner, 64), (f.biases, 64), (f.last, 64)):
+        assert -(inputs**-0.5) <= weight.min() < 0 < weight.max() <= inputs**-0.5
     torch.testing.assert_close((-1.5 * f.delta[0].abs()).exp().item(), 0.01)
     torch.testing.assert_close((-0.3 * f.delta[-1].abs()).exp().item(), 0.01)
 

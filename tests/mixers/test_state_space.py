@@ -115,7 +115,8 @@ def test_lru_starts_on_its_ring_with_states_as_large_as_inputs():
     radius = (-m.nu.exp()).exp()
     assert 0.9 <= radius.min() < 0.91 and 0.998 < radius.max() <= 0.999
     torch.testing.assert_close(m.gamma.exp(), (1 - radius**2).sqrt(), rtol=1e-3, atol=1e-4)
-    assert m.theta.exp().max() > 6.2
+    assert 6.2 < m.theta.exp().max() <= 2 * math.pi
+    assert abs(m.B.std() * 32**0.5 - 1) < 0.05 and abs(m.C.std() * 512**0.5 - 1) < 0.05
 
 
 def s4d_parts(m):
@@ -228,8 +229,11 @@ def test_rg_lru():
 
 def test_rg_lru_starts_on_its_ring():
     torch.manual_seed(0)
-    radius = (-F.softplus(registry.build("rg_lru", 512).Lambda)).exp()
+    m = registry.build("rg_lru", 512)
+    radius = (-F.softplus(m.Lambda)).exp()
     assert 0.9 <= radius.min() < 0.91 and 0.998 < radius.max() <= 0.9991
+    assert abs(m.gates.std() * 128**0.5 - 1) < 0.05 and not m.bias.any()
+    assert abs(m.conv.weight.std() * 20 - 1) < 0.1 and not m.conv.bias.any()
 
 
 def test_rg_lru_never_forgets_without_nan():
@@ -308,12 +312,15 @@ def test_initial_steps_and_rates():
     mamba, mamba3, s4d = (registry.build(name, 256) for name in ("mamba", "mamba3", "s4d"))
     assert steps(mamba.dt_bias) > 50 and (mamba.D == 1).all()
     torch.testing.assert_close(mamba.A_log.exp(), torch.arange(1.0, 17).expand(512, -1))
-    assert mamba.dt.weight.abs().max() <= 0.25  # of 16 inputs
+    assert mamba.dt.weight.shape == (512, 16)
+    assert -0.25 <= mamba.dt.weight.min() < -0.24 and 0.24 < mamba.dt.weight.max() <= 0.25
     steps(mamba3.dt_bias)
     assert (mamba3.D == 1).all() and (mamba3.bias_q == 1).all() and (mamba3.bias_k == 1).all()
     for module in (s4d.ssm, registry.build("s4", 256), registry.build("s5", 16, d_state=512)):
         dt = module.log_dt.exp()
         assert 1e-3 <= dt.min() < 1.2e-3 and 0.08 < dt.max() <= 0.1
+    for module in (s4d.ssm, registry.build("s4", 256)):
+        assert abs(module.C.square().sum(-1).mean() - 1) < 0.05  # complex, of variance 1
     torch.testing.assert_close(s4d.ssm.log_A_real.exp(), torch.full((256, 32), 0.5))
     torch.testing.assert_close(s4d.ssm.A_imag, (math.pi * torch.arange(32)).expand(256, -1))
 
