@@ -113,11 +113,7 @@ def _block(q, k, v, seen, bias, sink, grouped, pairs):
         blind = ~seen.any(-1, keepdim=True)
         added = added.masked_fill(blind, 0)
     if q.is_meta:
-<<<<<<< HEAD
-        added.pairs = pairs  # ty: ignore[invalid-assignment]
-=======
         setattr(added, "pairs", pairs)  # noqa: B010 - a tensor takes any attribute, which types do not know
->>>>>>> main
     o = F.scaled_dot_product_attention(q, k, v, attn_mask=added, enable_gqa=grouped)
     return o if blind is None else o.masked_fill(blind, 0)
 
