@@ -212,8 +212,7 @@ def _signature(value):
 
 
 class _VisiblePairs(TorchFunctionMode):
-    """Collects what attention does not need, of pairs that see nothing of each other: on meta it becomes two full
-    products."""
+    """Collects what attention does not need, of pairs that do not see each other: on meta it is two full products."""
 
     def __init__(self, counter: Counter):
         super().__init__()

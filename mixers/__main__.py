@@ -5,17 +5,23 @@ import ast
 import functools
 import inspect
 import itertools
+import math
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor
 
 from mixers.base import State
 
 CITATION = re.compile(r"\(([^()]*?\d{4})(?=[,;)])([^()]*)\)")  # (authors and year, link, where in the paper)
-HEAD = ("mixer", "family", "direction", "what", "paper", "state at 1k", "at 64k", "kFLOP/token")
+HEAD = ("mixer", "family", "direction", "what", "paper", "state at 1k", "at 64k", "kFLOP/token", "engine")
 WIDTH, SHORT, LONG = 64, 1024, 65536  # costs are those of one mixer of this d_model, at these lengths
 MARKS = ("<!-- mixers -->", "<!-- /mixers -->")
 LITERALS = {"true": True, "false": False, "null": None, "none": None}  # as yaml writes them
@@ -74,7 +80,7 @@ def markdown() -> str:
 
 
 def rows() -> Iterator[tuple[tuple[str, ...], str]]:
-    """(name, family, direction, what it is, paper, costs) and the paper's link, sorted by family."""
+    """(name, family, direction, what it is, paper, costs, engine) and the paper's link, sorted by family."""
     from mixers import registry
 
     ways = {(True, False): "either", (True,): "causal", (False,): "looks ahead"}
@@ -85,7 +91,7 @@ def rows() -> Iterator[tuple[tuple[str, ...], str]]:
         family = target.__module__.rpartition(".")[0].rpartition(".")[2]
         found.append(((name, family, ways[tuple(registry.directions(name))], title, paper), link))
     for row, link in sorted(found, key=lambda row: row[0][1::-1]):
-        yield (*row, *costs(row[0])), link
+        yield (*row, *costs(row[0]), ", ".join(ops(registry.factory(row[0]))) or "none"), link
 
 
 def show(name: str) -> int:
@@ -110,11 +116,80 @@ def show(name: str) -> int:
     print(f"on CUDA: {f'torch, since {missing}' if missing else 'fla, where it has a kernel'}")
     print(f"parameters at d_model={WIDTH}: {parameters:,}")
     print(f"std of the output at initialisation, for an input of std 1: {std:.3g}")
+    lives = half_lives(registry.factory(name))
+    if lives.numel():
+        marks = ((share, lives.quantile(share, interpolation="lower")) for share in (0.1, 0.5, 0.9))
+        said = ", ".join(f"{100 * share:.0f}% up to {mark:.3g}" for share, mark in marks)
+        print(f"half-lives of its decays at initialisation, in tokens: {said}")
     effects = memory(registry.factory(name, length=SHORT))
     if effects:
         said = ", ".join(f"{share:.2g} after {lag}" for lag, share in effects.items())
         print(f"what a change of one token does to outputs at initialisation, against what it does to its own: {said}")
     return 0
+
+
+def half_lives(factory: Callable) -> Tensor:
+    """Tokens after which half is forgotten: one number per token and decay that the mixer hands to an engine, for
+    normal input; infinite where nothing is, empty where there is no decay.
+    """
+    import torch
+
+    found: list[Tensor] = []
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), ExitStack() as patches:
+        torch.manual_seed(0)
+        mixer = factory(WIDTH)
+        for module in {sys.modules[type(part).__module__] for part in mixer.modules()}:
+            for name, decays in DECAYS.items():
+                # the one in layers rescales sums of weights, which is no forgetting
+                if hasattr(module, name) and (module.__name__, name) != ("mixers.layers", "linear_attention"):
+                    listen(patches, module, name, lambda decays=decays, **arguments: found.extend(decays(**arguments)))
+        mixer(torch.randn(4, 64, WIDTH))
+    return torch.cat([math.log(2) / g.abs().flatten() for g in found]) if found else torch.empty(0)
+
+
+def ops(factory: Callable) -> list[str]:
+    """The files of mixers/ops whose functions the mixer calls, which is where its engines are."""
+    import torch
+
+    used: set[str] = set()
+    with torch.no_grad(), ExitStack() as patches:
+        mixer = factory(WIDTH)
+        for module in [m for name, m in sys.modules.items() if re.match(r"mixers\.(?!ops|__)", name)]:
+            for name, op in list(vars(module).items()):
+                place = getattr(op, "__module__", None) or ""
+                if inspect.isfunction(op) and place.startswith("mixers.ops.") and place not in NO_ENGINES:
+                    listen(patches, module, name, lambda place=place, **_: used.add(place.rpartition(".")[2]))
+        mixer(torch.zeros(1, 64, WIDTH))
+    return sorted(used)
+
+
+NO_ENGINES = {f"mixers.ops.{name}" for name in ("precision", "engines", "chunks", "decay")}
+
+
+def listen(patches: ExitStack, module: ModuleType, name: str, note: Callable) -> None:
+    """note(**arguments) before each call of module.name, for as long as the patches last."""
+    op = getattr(module, name)
+    signature = inspect.signature(op)
+
+    @functools.wraps(op)
+    def call(*args, **kwargs):
+        note(**signature.bind(*args, **kwargs).arguments)
+        return op(*args, **kwargs)
+
+    patches.enter_context(patch.object(module, name, call))
+
+
+# the log-decays among the arguments of each engine
+DECAYS: dict[str, Callable[..., Iterable[Tensor]]] = {
+    **dict.fromkeys(
+        ("linear_attention", "delta_rule", "gated_delta", "dplr", "log_linear"),
+        lambda g=None, gv=None, **_: (z for z in (g, gv) if z is not None),
+    ),
+    "scan": lambda a, **_: [a.abs().log()],
+    "diagonal": lambda a, **_: [a.real],
+    "selective_scan": lambda dt, A, **_: [dt.unsqueeze(-1) * A],
+    "attention": lambda bias=None, **_: [] if bias is None else [bias[..., :-1] - bias[..., 1:]],
+}
 
 
 def memory(factory: Callable) -> dict[int, float]:

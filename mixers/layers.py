@@ -190,7 +190,7 @@ def log_normalised(
     if not causal:
         seen = k if mask is None else k.masked_fill(~mask[:, None, :, None], -torch.inf)
         c = seen.detach().amax((-2, -1), keepdim=True).clamp(min=-1e30)  # a row of padding alone has no maximum
-        return normalised(phi_q, (k.minimum(c) - c).exp() + eps, v, None, mask, False)[0], None
+        return normalised(phi_q, (seen - c).exp() + eps, v, None, mask, False)[0], None
     own = k.detach().amax(-1, keepdim=True)
     before = torch.full_like(own[:, :, :1], -torch.inf) if largest is None else largest
     c = torch.cat([before, own], 2).cummax(2).values

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from mixers.base import Mixer, State
 from mixers.bidirectional import Bidirectional
 from mixers.layers import ShortConv
+from mixers.packing import mapped
 
 Factory = Callable[..., Mixer]
 
@@ -58,6 +59,11 @@ def directed(factory: Factory, d_model: int, causal: bool, place: dict[str, int]
         f"{type(mixer).__name__} looks ahead and the task is causal: "
         "choose a causal mixer, or a task that looks both ways"
     )
+
+
+def owned(x: Tensor) -> Tensor:
+    """A copy, where x is a view of something larger: what is kept for the backward pass should keep nothing else."""
+    return x if x.untyped_storage().nbytes() == x.nbytes else x.clone()
 
 
 class Block(nn.Module):
@@ -140,12 +146,14 @@ class Backbone(nn.Module):
         """x (B, T, D) -> y (B, T, D), one state per block; mask (B, T) bool, True on real tokens."""
         if self.piece is None or x.shape[1] <= self.piece:
             return self.through(x, states, mask)
-        parts, out = x.split(self.piece, 1), []
+        parts = x.split(self.piece, 1)
         masks = [None] * len(parts) if mask is None else mask.split(self.piece, 1)
+        out = []
         for part, its_mask in zip(parts, masks, strict=True):
-            y, states = self.through(part, states, its_mask)
+            y, after = self.through(part, states, its_mask)
+            states = tuple(mapped(owned, state) for state in after)
             out.append(y)
-        return torch.cat(out, 1), states  # type: ignore[return-value]
+        return torch.cat(out, 1), states  # ty: ignore[invalid-explicit-return]
 
     def through(
         self, x: Tensor, states: tuple[State, ...] | None, mask: Tensor | None

@@ -29,6 +29,7 @@ class Learner(L.LightningModule):
     metric: "accuracy" or "bits_per_byte", of scored targets. warmup: fraction of all steps. dynamics_lr: the highest
     rate of the mixers' own dynamics (decays, step sizes); tables_lr: the rate of lookup tables, as a multiple.
     piece: how many scored positions get logits at a time, which are computed again in the backward pass; None, all.
+    stream: a longer sequence is evaluated in parts of so many tokens, with the state carried.
     names: the segments' names per split, {"validation": [...], "test": [...]}, in the order of their loaders.
     config: what the model was made from, kept in its checkpoints.
     """
@@ -43,6 +44,7 @@ class Learner(L.LightningModule):
         dynamics_lr: float,
         tables_lr: float,
         resample_every: int,
+        stream: int,
         log_every: int,
         piece: int | None,
         seed: int,
@@ -56,7 +58,7 @@ class Learner(L.LightningModule):
         self.model, self.make_optimizer, self.metric = model, optimizer, metric
         self.warmup, self.dynamics_lr, self.tables_lr = warmup, dynamics_lr, tables_lr
         self.resample_every, self.log_every, self.title = resample_every, log_every, title
-        self.piece = piece
+        self.piece, self.stream = piece, stream
         self.config: dict = {}
         self.generator = torch.Generator().manual_seed(seed)
         self.names: dict[str, list[str]] = {}
@@ -76,6 +78,20 @@ class Learner(L.LightningModule):
         x, targets = self.model.features(tokens, mask=mask, at=at)[0], targets if at is None else targets[at]
         piece = self.piece or max(1, len(targets))
         return list(zip(x.split(piece), targets.split(piece), strict=True))
+
+    def streamed(self, tokens: Tensor, targets: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """`scored`, of parts of a long sequence, in memory that does not grow with the length unless the state does.
+
+        Of the whole where the model needs it: if it pools, looks both ways or sees packed documents.
+        """
+        if mask is not None or self.model.pool != "none" or not self.model.backbone.causal:
+            yield from self.scored(tokens, targets, mask)
+            return
+        states = None
+        for part, wanted in zip(tokens.split(self.stream, 1), targets.split(self.stream, 1), strict=True):
+            at = wanted != IGNORE
+            x, states = self.model.features(part, states, at=at)
+            yield from zip(x.split(n := self.piece or max(1, len(x))), wanted[at].split(n), strict=True)
 
     def nats(self, x: Tensor, targets: Tensor) -> Tensor:
         """The sum of their cross-entropies."""
@@ -154,7 +170,7 @@ class Learner(L.LightningModule):
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        for x, targets in self.scored(*batch):
+        for x, targets in self.streamed(*batch):
             logits = self.model.head(x)
             nats = F.cross_entropy(logits.float(), targets, reduction="sum").double()
             right = (logits.argmax(-1) == targets).sum().double()

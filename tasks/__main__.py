@@ -63,6 +63,7 @@ def show(name: str, overrides: list[str]) -> int:
         if key != "name":
             print(f"{key}: {value}")
     task: Task = get_class(target)(**data)
+    print(f"loss_on: {task.loss_on}")
     for split in SPLITS:
         print(f"\n{split}")
         for segment in task.segments(split):
@@ -70,6 +71,9 @@ def show(name: str, overrides: list[str]) -> int:
     print("\nbaselines on test")
     for key, value in task.baselines().items():
         print(f"  {key}: {value:.4g}")
+    print("\nof these examples, in training too")
+    for key, value in task.overlap().items():
+        print(f"  {key}: {value:.2%}")
     print("\nsha256")
     for split, value in task.hashes().items():
         print(f"  {split}: {value}")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from tasks.base import IGNORE
+from tasks.draws import Draws
 from tasks.sized import Sized, at_least
 
 
@@ -37,16 +38,16 @@ def associative_retrieval(
         raise ValueError(f"keys={keys} need as many values: raise vocabulary={vocabulary} to {2 * keys}")
     if questions > keys:
         raise ValueError(f"questions={questions} are more than keys={keys}: ask for fewer")
-    generator = torch.Generator().manual_seed(seed)
-    written = torch.rand(n, half, generator=generator).argsort(1)[:, :keys]
+    draws = Draws(n, seed)
+    written = draws.distinct(keys, half)
     if replace:
-        written = written.gather(1, torch.randint(keys, (n, 2 * keys), generator=generator))
-        values = torch.randint(half, vocabulary, (n, 2 * keys), generator=generator)
+        written = written.gather(1, draws.integers(0, keys, 2 * keys))
+        values = draws.integers(half, vocabulary, 2 * keys)
     else:
-        values = half + torch.rand(n, half, generator=generator).argsort(1)[:, :keys]
+        values = half + draws.distinct(keys, half)
     pairs = written.shape[1]
     latest = torch.full((n, half), -1).scatter_reduce(1, written, torch.arange(pairs).expand(n, pairs), "amax")
-    asked = torch.rand(n, half, generator=generator).where(latest >= 0, -1.0).topk(questions, 1).indices
+    asked = draws.uniform(half).where(latest >= 0, -1.0).topk(questions, 1).indices
     places = latest.gather(1, asked)
     tokens = torch.cat([torch.stack([written, values], 2).flatten(1), asked], 1)
     targets = torch.full_like(tokens, IGNORE)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tasks.base import IGNORE, SPLITS, Segment, Task, seed_of
+from tasks.draws import Draws
 
 SHARES = {"validation": 0.05, "test": 0.05}  # of files; the rest is for training
 
@@ -20,8 +21,7 @@ def windows(text: Tensor, n: int, length: int, seed: int) -> tuple[Tensor, Tenso
     """n windows at random places of text (uint8): tokens (n, length) int64, targets, one byte later, and places."""
     if len(text) <= length:
         raise ValueError(f"the text has {len(text)} bytes and a window needs {length + 1}: choose a shorter length")
-    generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(len(text) - length, (n, 1), generator=generator)
+    starts = Draws(n, seed).integers(0, len(text) - length, 1)
     seen = text[starts + torch.arange(length + 1)].long()
     return seen[:, :-1].contiguous(), seen[:, 1:].contiguous(), starts + torch.arange(length)
 

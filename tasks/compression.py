@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tasks.base import IGNORE
+from tasks.draws import Draws
 from tasks.sized import Sized, at_least
 
 
@@ -30,9 +31,9 @@ def compression(n: int, length: int, symbols: int, places: int, seed: int) -> tu
     stored = length // 2
     if stored > places:
         raise ValueError(f"length={length} asks for {stored} places and there are {places}: raise places or shorten it")
-    generator = torch.Generator().manual_seed(seed)
-    content = torch.randint(symbols, (n, stored), generator=generator)
-    order = torch.rand(n, stored, generator=generator).argsort(1)
+    draws = Draws(n, seed)
+    content = draws.integers(0, symbols, stored)
+    order = draws.distinct(stored, stored)
     tokens = torch.cat([content, torch.full((n, 1), symbols), symbols + 1 + order], 1)
     targets = torch.full((n, length), IGNORE)
     targets[:, stored + 1 :] = content.gather(1, order)

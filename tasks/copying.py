@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tasks.base import IGNORE
+from tasks.draws import Draws
 from tasks.sized import Sized, at_least
 
 
@@ -28,8 +29,8 @@ def copying(n: int, length: int, copied: int, vocabulary: int, seed: int) -> tup
         raise ValueError(
             f"length={length} has no room for {copied} symbols, the signal and the copy: make it {2 * copied + 1}"
         )
-    generator = torch.Generator().manual_seed(seed)
-    symbols = torch.randint(vocabulary - 2, (n, copied), generator=generator)
+    draws = Draws(n, seed)
+    symbols = draws.integers(0, vocabulary - 2, copied)
     tokens = torch.full((n, length), vocabulary - 2)
     targets = torch.full((n, length), IGNORE)
     tokens[:, :copied] = targets[:, -copied:] = symbols

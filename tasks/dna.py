@@ -18,12 +18,14 @@ from torch import Tensor
 
 from tasks.base import IGNORE, SPLITS, Segment, Task, seed_of
 from tasks.bytes import found, split_of
+from tasks.draws import Draws
 
 BASES, UNKNOWN = b"ACGT", 4
 LETTERS = b"ACGTUNRYSWKMBDHV-"  # of nucleic acids, as IUPAC has them
 SHARES = {"validation": 0.1, "test": 0.1}  # of blocks
 ORDERS = (0, 3, 7)  # bases that the baselines look back at
 MOST_UNKNOWN = 0.1  # of a window
+TRIES = 100  # for a window of known bases
 
 
 def fasta(path: Path) -> dict[str, Tensor]:
@@ -103,19 +105,19 @@ class Dna(Task):
         n, blocks = self.sizes[split], [block for block in self.blocks(split) if len(block) > length]
         if not blocks:
             raise ValueError(f"no block of the {split} split has {length + 1} bases: choose a shorter block or window")
-        bases, generator = torch.cat(blocks), torch.Generator().manual_seed(seed_of("dna", self.seed, split))
+        bases, draws = torch.cat(blocks), Draws(n, seed_of("dna", self.seed, split))
         sizes = torch.tensor([len(block) - length for block in blocks])  # places of each
         begins = torch.tensor([0, *map(len, blocks[:-1])]).cumsum(0)
-        kept, tries = torch.empty(0, length + 1, dtype=torch.int64), 0
-        while len(kept) < n:
-            places = torch.randint(int(sizes.sum()), (n,), generator=generator)
+        kept, missing = torch.empty(n, length + 1, dtype=torch.int64), torch.ones(n, dtype=torch.bool)
+        for _ in range(TRIES):
+            places = draws.integers(0, int(sizes.sum()))
             block = torch.searchsorted(sizes.cumsum(0), places, right=True)
             starts = begins[block] + places - (sizes.cumsum(0) - sizes)[block]
-            seen = bases[starts[:, None] + torch.arange(length + 1)].long()
-            kept = torch.cat([kept, seen[(seen == UNKNOWN).double().mean(1) <= MOST_UNKNOWN]])
-            if (tries := tries + 1) == 100:
-                raise ValueError(f"the {split} split has hardly a window of {length} known bases: look at {self.root}")
-        return kept[:n]
+            kept[missing] = bases[starts[missing, None] + torch.arange(length + 1)].long()
+            missing = (kept == UNKNOWN).double().mean(1) > MOST_UNKNOWN
+            if not missing.any():
+                return kept
+        raise ValueError(f"the {split} split has hardly a window of {length} known bases: look at {self.root}")
 
     def generate(self, split: str) -> list[Segment]:
         seen = self.windows(split, self.contexts[-1] if split == "test" else self.length)

@@ -8,6 +8,7 @@ of bracket is open innermost and may be closed next, or that none is open.
 import torch
 from torch import Tensor
 
+from tasks.draws import Draws
 from tasks.sized import Sized, at_least, latest
 
 
@@ -22,9 +23,9 @@ def dyck(n: int, length: int, kinds: int, depth: int, seed: int) -> tuple[Tensor
     at_least(1, depth=depth)
     if length < 2 or length % 2:
         raise ValueError(f"length={length} is no number of brackets that close: make it {max(2, length + 1)}")
-    generator = torch.Generator().manual_seed(seed)
-    kind = torch.randint(kinds, (n, length), generator=generator)
-    coin = torch.rand(n, length, generator=generator) < 0.5
+    draws = Draws(n, seed)
+    kind = draws.integers(0, kinds, length)
+    coin = draws.uniform(length) < 0.5
     stack, level = torch.full((n, depth + 1), kinds), torch.zeros(n, 1, dtype=torch.int64)  # the lowest says none
     tokens, targets = [], []
     for t in range(length):

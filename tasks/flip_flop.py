@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tasks.base import IGNORE
+from tasks.draws import Draws
 from tasks.sized import Sized, latest
 
 WRITE, READ, SKIP = 2, 3, 4  # 0 and 1 are the bits
@@ -29,13 +30,13 @@ def flip_flop(n: int, length: int, ignore: float, seed: int) -> tuple[Tensor, Te
         )
     if not 0 <= ignore <= 1:
         raise ValueError(f"ignore={ignore} is no probability: make it 0 to 1")
-    generator = torch.Generator().manual_seed(seed)
-    chance = torch.rand(n, length // 2, generator=generator, dtype=torch.float64)
+    draws = Draws(n, seed)
+    chance = draws.uniform(length // 2)
     instructions = torch.full_like(chance, READ, dtype=torch.int64)
     instructions[chance < ignore + (1 - ignore) / 2] = WRITE
     instructions[chance < ignore] = SKIP
     instructions[:, 0], instructions[:, -1] = WRITE, READ
-    bits = torch.randint(2, (n, length // 2), generator=generator)
+    bits = draws.integers(0, 2, length // 2)
     memory = latest(bits, instructions == WRITE)
     bits = memory.where(instructions == READ, bits)
     before = torch.full_like(memory, IGNORE)

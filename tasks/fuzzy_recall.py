@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tasks.base import IGNORE
+from tasks.draws import Draws
 from tasks.sized import Sized, at_least, latest
 
 
@@ -27,12 +28,12 @@ def fuzzy_recall(n: int, length: int, motif: int, vocabulary: int, seed: int) ->
     sure = length // (2 * motif)  # so many pairs fit, however long they are
     if sure < 2:
         raise ValueError(f"length={length} has no room for two pairs of motifs of {motif}: make it {4 * motif}")
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(n, seed)
     pad, half, shape = vocabulary - 1, (vocabulary - 1) // 2, (n, length // 2, motif)
     every = torch.arange(motif)
-    keys, values = (torch.randint(*bounds, shape, generator=generator) for bounds in ((0, half), (half, pad)))
-    in_key, in_value = (every < torch.randint(1, motif + 1, (*shape[:2], 1), generator=generator) for _ in range(2))
-    again = torch.randint(sure - 1, (n,), generator=generator)
+    keys, values = (draws.integers(*bounds, *shape[1:]) for bounds in ((0, half), (half, pad)))
+    in_key, in_value = (every < draws.integers(1, motif + 1, shape[1], 1) for _ in range(2))
+    again = draws.integers(0, sure - 1)
     for of_keys in (keys, in_key):
         of_keys[:, sure - 1] = of_keys[torch.arange(n), again]
     first = first_alike(((keys + 1) * in_key * (half + 1) ** every).sum(2))

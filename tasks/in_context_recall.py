@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tasks.base import IGNORE
+from tasks.draws import Draws
 from tasks.sized import Sized, at_least
 
 
@@ -31,15 +32,15 @@ def in_context_recall(
         raise ValueError(f"noise={noise} is not a share below 1: make it 0 or more and less than 1")
     if noise and not noise_vocabulary:
         raise ValueError(f"noise={noise} needs tokens of its own: make noise_vocabulary 1 or more")
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(n, seed)
     pairs, content = length // 2, vocabulary - noise_vocabulary
     half = content // 2
-    keys = torch.randint(half, (n, pairs), generator=generator)
-    value_of = torch.randint(half, content, (n, half), generator=generator)
-    noisy = torch.rand(n, pairs, generator=generator) < noise
+    keys = draws.integers(0, half, pairs)
+    value_of = draws.integers(half, content, half)
+    noisy = draws.uniform(pairs) < noise
     noisy[:, -1] = False
-    noisy.scatter_(1, torch.randint(pairs - 1, (n, 1), generator=generator), False)
-    again = torch.rand(n, pairs - 1, generator=generator).masked_fill(noisy[:, :-1], -1).argmax(1, keepdim=True)
+    noisy.scatter_(1, draws.integers(0, pairs - 1, 1), False)
+    again = draws.uniform(pairs - 1).masked_fill(noisy[:, :-1], -1).argmax(1, keepdim=True)
     keys[:, -1:] = keys.gather(1, again)
     values = value_of.gather(1, keys)
     order = torch.arange(pairs).expand(n, pairs)
@@ -47,7 +48,7 @@ def in_context_recall(
     asked = ~noisy & (first.gather(1, keys) < order)
     tokens = torch.stack([keys, values], 2)
     if noise:
-        tokens = torch.randint(content, vocabulary, tokens.shape, generator=generator).where(noisy[..., None], tokens)
+        tokens = draws.integers(content, vocabulary, pairs, 2).where(noisy[..., None], tokens)
     targets = torch.full_like(tokens, IGNORE)
     targets[..., 0] = values.where(asked, IGNORE)
     return tokens.flatten(1), targets.flatten(1)

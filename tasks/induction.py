@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tasks.base import IGNORE
+from tasks.draws import Draws
 from tasks.sized import Sized, at_least
 
 
@@ -23,9 +24,9 @@ def induction(n: int, length: int, vocabulary: int, seed: int) -> tuple[Tensor, 
     """
     at_least(3, vocabulary=vocabulary)
     at_least(3, length=length)
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(vocabulary - 1, (n, length), generator=generator)
-    places = torch.randint(length - 2, (n, 1), generator=generator)
+    draws = Draws(n, seed)
+    tokens = draws.integers(0, vocabulary - 1, length)
+    places = draws.integers(0, length - 2, 1)
     tokens.scatter_(1, places, vocabulary - 1)
     tokens[:, -1] = vocabulary - 1
     targets = torch.full((n, length), IGNORE)

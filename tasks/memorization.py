@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tasks.base import IGNORE, seed_of
+from tasks.draws import Draws
 from tasks.sized import Sized, at_least
 
 
@@ -26,7 +27,7 @@ def memorization(n: int, length: int, vocabulary: int, facts: int, seed: int) ->
         raise ValueError(f"length={length} does not hold keys and questions in turn: make it {max(2, length + 1)}")
     half = (vocabulary - 1) // 2
     value_of = half + torch.randperm(vocabulary - 1 - half, generator=torch.Generator().manual_seed(facts))
-    keys = torch.randint(half, (n, length // 2), generator=torch.Generator().manual_seed(seed))
+    keys = Draws(n, seed).integers(0, half, length // 2)
     tokens, targets = torch.full((n, length), vocabulary - 1), torch.full((n, length), IGNORE)
     tokens[:, ::2], targets[:, 1::2] = keys, value_of[keys]
     return tokens, targets

@@ -12,6 +12,7 @@ for the value of a whole expression, at its end only.
 import torch
 from torch import Tensor
 
+from tasks.draws import Draws
 from tasks.sized import Sized, at_least, latest
 
 OPERATORS = ("+", "-", "*", "(", ")")  # the tokens from `modulus` on; below are the numbers
@@ -20,10 +21,10 @@ BRACKET = 1 / 3  # how often a bracket is opened, or closed, where one may be
 
 def expressions(n: int, length: int, modulus: int, depth: int, seed: int) -> Tensor:
     """(n, length) int64: n beginnings of expressions of at most `depth` open brackets."""
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randint(modulus, (n, length), generator=generator)
-    operators = torch.randint(modulus, modulus + 3, (n, length), generator=generator)
-    brackets = torch.rand(n, length, generator=generator) < BRACKET
+    draws = Draws(n, seed)
+    numbers = draws.integers(0, modulus, length)
+    operators = draws.integers(modulus, modulus + 3, length)
+    brackets = draws.uniform(length) < BRACKET
     tokens, level, operand = [], torch.zeros(n, dtype=torch.int64), torch.ones(n, dtype=torch.bool)
     for number, operator, bracket in zip(numbers.T, operators.T, brackets.T, strict=True):
         opens, closes = operand & bracket & (level < depth), ~operand & bracket & (level > 0)

@@ -7,9 +7,9 @@ https://arxiv.org/abs/2411.12537), asked for at every token.
 Grazzi et al. train at lengths of 3 to 40 and test at 40 to 256, at the last token only.
 """
 
-import torch
 from torch import Tensor
 
+from tasks.draws import Draws
 from tasks.sized import Sized, at_least
 
 WINDOW = 8  # of a baseline
@@ -18,7 +18,7 @@ WINDOW = 8  # of a baseline
 def parity(n: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
     """n examples: tokens and targets (n, length) int64, both 0 or 1. Raises ValueError for an empty length."""
     at_least(1, length=length)
-    tokens = torch.randint(2, (n, length), generator=torch.Generator().manual_seed(seed))
+    tokens = Draws(n, seed).integers(0, 2, length)
     return tokens, tokens.cumsum(1) % 2
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tasks.base import IGNORE
+from tasks.draws import Draws
 from tasks.sized import Sized
 
 DIGITS = 5
@@ -29,10 +30,10 @@ def passkey(n: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
     room = length + 1 - len(NEEDLE) - len(QUESTION)  # for filler; the last digit is a target only
     if room < 0:
         raise ValueError(f"length={length} has no room for a key and its question: make it {length - room} or more")
-    generator = torch.Generator().manual_seed(seed)
-    keys = torch.randint(ord("0"), ord("9") + 1, (n, DIGITS), generator=generator)
-    starts = torch.randint(len(FILLER), (n, 1), generator=generator)
-    places = torch.randint(room + 1, (n, 1), generator=generator)
+    draws = Draws(n, seed)
+    keys = draws.integers(ord("0"), ord("9") + 1, DIGITS)
+    starts = draws.integers(0, len(FILLER), 1)
+    places = draws.integers(0, room + 1, 1)
     filler = bytes_of(FILLER)[(starts + torch.arange(room)) % len(FILLER)]
     text = torch.cat([filler, bytes_of(QUESTION).expand(n, -1)], 1)
     # the needle goes in at its place, and what is behind it moves on

@@ -28,7 +28,7 @@ PADDLES, SHORT, TRIES = 14, 4, 5  # of a curve, of a distractor; how often a dis
 PADDING = 1  # pixels at the edge that no paddle enters
 POINTS = 8  # of a pixel, in each of its axes, that say how much of it a line covers
 PIXELS = 2**21  # of all boards that are tried at once
-CHUNK = 512  # images whose boards are in memory at once
+CHUNK = 32  # images that are drawn at once, from one stream of random numbers
 
 
 class Style(NamedTuple):
@@ -192,13 +192,14 @@ def pathfinder(n: int, size: int, seed: int) -> Drawing:
     """n images of size x size pixels. Raises ValueError for sizes that have no drawing parameters."""
     if size not in STYLES:
         raise ValueError(f"size={size} has no drawing parameters: take one of {', '.join(map(str, STYLES))}")
-    style, draws, chunks = STYLES[size], np.random.default_rng(seed), []
-    for start in range(0, n, CHUNK):
-        margins = draws.integers(len(style.margins), size=min(CHUNK, n - start))
+    style, chunks = STYLES[size], []
+    for start in range(0, n, CHUNK):  # whole ones, so that an image is the same however many follow
+        draws = np.random.default_rng(seed_of(seed, start))
+        margins = draws.integers(len(style.margins), size=CHUNK)
         parts = [draw(int((margins == i).sum()), board(size, m), style, draws) for i, m in enumerate(style.margins)]
         back = margins.argsort(kind="stable").argsort()
         chunks.append([np.concatenate(part)[back] for part in zip(*parts, strict=True)])
-    images, labels, discs, curves = (np.concatenate(part) for part in zip(*chunks, strict=True))
+    images, labels, discs, curves = (np.concatenate(part)[:n] for part in zip(*chunks, strict=True))
     return Drawing(*map(torch.from_numpy, (images, labels, discs.astype(np.float32), curves.astype(np.float32))))
 
 

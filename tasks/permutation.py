@@ -15,6 +15,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from tasks.draws import Draws
 from tasks.sized import Sized, at_least
 
 GROUPS = {"S3": (3, False), "A5": (5, True), "S5": (5, False)}  # degree, and whether only even permutations count
@@ -48,7 +49,7 @@ def permutation(n: int, length: int, group: str, seed: int) -> tuple[Tensor, Ten
     """n examples: tokens and targets (n, length) int64, numbers of elements of "S3", "A5" or "S5"."""
     at_least(1, length=length)
     table = products(group)
-    tokens = torch.randint(len(table), (n, length), generator=torch.Generator().manual_seed(seed))
+    tokens = Draws(n, seed).integers(0, len(table), length)
     product, targets = torch.zeros(n, dtype=torch.int64), []
     for token in tokens.T:
         product = table[product, token]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tasks.base import IGNORE, Segment, Task, seed_of
+from tasks.draws import Draws
 
 POWER = 0.01  # the exponent of the distances' law: most questions come soon
 
@@ -39,23 +40,23 @@ def recall(
         raise ValueError(f"length={length} has no room for {pairs} pairs and their questions: make it {least}")
     if key_length < 1 or not 0 <= rewritten <= pairs:
         raise ValueError(f"key_length={key_length} must be 1 or more, and rewritten={rewritten} at most pairs={pairs}")
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(n, seed)
     # a key is `key_length` digits of a number, in a base that is as small as leaves half of the numbers unused
     base = half - 1 if key_length == 1 else min(half - 1, math.ceil((2 * pairs) ** (1 / key_length)))
-    numbers = torch.rand(n, base**key_length, generator=generator).argsort(1)[:, :pairs]
+    numbers = draws.distinct(pairs, base**key_length)
     keys = 1 + torch.stack([numbers // base**i % base for i in range(key_length)], 2)  # (n, pairs, key_length)
-    values = half + torch.rand(n, vocabulary - half, generator=generator).argsort(1)[:, :writes]
-    tokens = torch.randint(vocabulary, (n, length), generator=generator)
+    values = half + draws.distinct(writes, vocabulary - half)
+    tokens = draws.integers(0, vocabulary, length)
     owner, latest = torch.arange(writes).fmod(pairs).expand(n, writes), values
     if rewritten:
-        owner = owner.gather(1, torch.rand(n, writes, generator=generator).argsort(1))
+        owner = owner.gather(1, draws.distinct(writes, writes))
         places = torch.zeros(n, pairs, dtype=torch.int64)
         latest = values.gather(1, places.scatter_reduce(1, owner, torch.arange(writes).expand(n, writes), "amax"))
     written = torch.cat([keys[torch.arange(n)[:, None], owner], values[..., None]], 2)
     tokens[:, : stride * writes] = written.flatten(1)
     # without replacement, the gap g with weight g^(a - 1): the largest of weight-scaled exponentials (Gumbel's trick)
     weight = (POWER - 1) * torch.arange(1, room + 1, dtype=torch.float64).log()
-    gumbel = -torch.log(-torch.log(torch.rand(n, room, generator=generator, dtype=torch.float64)))
+    gumbel = -torch.log(-torch.log(draws.uniform(room)))
     places = stride * writes + stride * (weight + gumbel).topk(pairs, 1).indices
     targets = torch.full((n, length), IGNORE)
     for i in range(key_length):

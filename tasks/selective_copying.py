@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tasks.base import IGNORE
+from tasks.draws import Draws
 from tasks.sized import Sized, at_least, latest
 
 
@@ -25,9 +26,9 @@ def selective_copying(n: int, length: int, copied: int, vocabulary: int, seed: i
     at_least(1, copied=copied)
     if length < 2 * copied:
         raise ValueError(f"length={length} has no room for {copied} symbols and their copy: make it {2 * copied}")
-    generator = torch.Generator().manual_seed(seed)
-    symbols = torch.randint(1, vocabulary - 1, (n, copied), generator=generator)
-    places = torch.rand(n, length - copied, generator=generator).argsort(1)[:, :copied].sort(1).values
+    draws = Draws(n, seed)
+    symbols = draws.integers(1, vocabulary - 1, copied)
+    places = draws.distinct(copied, length - copied).sort(1).values
     tokens = torch.zeros(n, length, dtype=torch.int64).scatter_(1, places, symbols)
     tokens[:, -copied:] = vocabulary - 1
     targets = torch.full((n, length), IGNORE)

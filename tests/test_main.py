@@ -1,5 +1,6 @@
 """python -m mixers, as a user types it."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,13 @@ def test_the_markdown_table_is_rectangular_and_complete(free):
     assert sorted(row[0] for row in rows[2:]) == registry.names()
     gla = next(row for row in rows if row[0] == "gla")
     assert gla[1:3] == ["linear_attention", "causal"]
-    assert gla[4:] == ["[Yang et al., 2023](https://arxiv.org/abs/2312.06635)", "1 KiB", "2 KiB", "3"]
+    assert gla[4:] == [
+        "[Yang et al., 2023](https://arxiv.org/abs/2312.06635)",
+        "1 KiB",
+        "2 KiB",
+        "3",
+        "linear_attention",
+    ]
     directions = {row[0]: row[2] for row in rows[2:]}
     assert (directions["softmax"], directions["fnet"]) == ("either", "looks ahead")
 
@@ -121,6 +128,41 @@ def test_show_says_what_is_written_and_what_is_measured(capsys):
     out = capsys.readouterr().out
     assert "softmax_j(q_i . k_j / sqrt(D)" in out and "n_heads: 2" in out
     assert f"parameters at d_model=64: {4 * 64 * 64:,}" in out and "_target_" not in out and " after 300" in out
+    assert "half-lives" not in out
+    assert main(["show", "retnet"]) == 0
+    assert "in tokens: 10% up to 21.8, 50% up to 21.8, 90% up to 44" in capsys.readouterr().out
+
+
+# Tokens in which the middle 80% of a mixer's decays forget all but 1 / e, as its paper or official code starts it:
+# dt from 0.001 to 0.1 times a rate from 1 to 16 for Mamba and the gated delta rules; twice that for S4, whose
+# real parts are -1/2. Below are those that say otherwise.
+MEMORIES = {
+    "retnet": (31, 64),  # 2^(5 + head)
+    "gla": (16, 33),  # sigmoid^(1/16)
+    "gsa": (7, 21),  # sigmoid^(1/8)
+    "mlstm": (19, 420),  # sigmoid of 3 to 6
+    "fox": (0.8, 3),  # sigmoid of 0, as with all gates that start there
+    "lightning": (0.2, math.inf),  # its first head never forgets
+    "delta_product": (0.6, math.inf),  # only the first of a token's steps does
+}
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_memories_are_as_long_at_first_as_they_should_be(name):
+    lengths = command.half_lives(registry.factory(name)) / math.log(2)
+    if name in MEMORIES:
+        assert lengths.numel(), "its decays are not seen"
+    if lengths.numel():
+        least, most = MEMORIES.get(name, (0.6, 2000))
+        middle = [lengths.quantile(share, interpolation="lower").item() for share in (0.1, 0.9)]
+        assert least <= middle[0] <= middle[1] <= most, f"{middle[0]:.3g} to {middle[1]:.3g} tokens"
+
+
+def test_half_lives_are_those_of_the_decays():
+    assert torch.allclose(
+        command.half_lives(registry.factory("retnet")).unique(), torch.tensor([21.83, 44.01]), rtol=1e-3
+    )
+    assert not command.half_lives(registry.factory("linear_attention")).numel()
 
 
 def test_show_says_which_engine_runs_and_why(capsys, monkeypatch):

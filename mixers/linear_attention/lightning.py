@@ -4,7 +4,8 @@ https://arxiv.org/abs/2307.14995, section 3.2).
 S_t = e^{g_h} S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t,   g_h = -(8 / H) (1 - layer / n_layers) h,   h = 0 ... H - 1
 q, k, v = silu(W x);   y = W_o (norm(o) * sigmoid(W_g x)), the norm over all heads
 
-Where the gate stands is as in the official code as far as known.
+Norm and gate stand where MiniMax-01's released code has them, whose decays are other ones, -2^(-8 (h + 1) / H) times a
+similar factor of the layer.
 """
 
 import torch

@@ -5,6 +5,9 @@ C_t = f_t C_{t-1} + i_t k_t v_t^T,   n_t = f_t n_{t-1} + i_t k_t,   h_t = C_t^T 
 f_t = sigmoid(c(w_f . x_t + b_f)),   i_t = exp(c(w_i . x_t + b_i)),   c(z) = 15 tanh(z / 15)
 k / sqrt(K), half as wide as v;   y = W_o (norm_h(h) * sigmoid(W_g x))
 
+b_f rises from 3 to 6 over the heads and b_i is N(0, 0.1^2) at first, as in the first paper's code. Users of the 7B
+model start b_i at -10; its own paper was not checked for that.
+
 Exponential gates overflow, so all is kept relative to m_t = max(log f_t + m_{t-1}, log i_t): C and n times e^{-m}.
 """
 

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mixers.base import Mixer, State
+from mixers.ops.precision import wide
 
 STD = 0.02
 
@@ -33,7 +34,9 @@ class LearnedState(Mixer):
         self.silent = self.mixer.silent
         self.x_0 = nn.Parameter(STD * torch.randn(1, 1, d_model))
         with torch.no_grad():
-            shapes = [torch.zeros_like(t[0]) for t in learnable(self.first())]
+            # complex ones as pairs of numbers: a module's .double() makes complex parameters real
+            parts = (torch.view_as_real(t[0]) if t.is_complex() else t[0] for t in learnable(self.first()))
+            shapes = [torch.zeros_like(part) for part in parts]
         if not shapes or not self.mixer.causal:
             raise ValueError(f"{type(self.mixer).__name__} carries no state to begin with: choose a recurrent mixer")
         self.delta = nn.ParameterList(nn.Parameter(shape) for shape in shapes)
@@ -65,5 +68,8 @@ def moved(state: State, delta: Iterator[Tensor], batch: int) -> State:
         return tuple(moved(part, delta, batch) for part in state)
     if state is None:
         return None
-    state = state + next(delta).to(state.dtype) if list(learnable(state)) else state
+    if list(learnable(state)):
+        its = next(delta)
+        its = torch.view_as_complex(its.to(wide(its.dtype))) if state.is_complex() else its
+        state = state + its.to(state.dtype)
     return state.expand(batch, *state.shape[1:])

@@ -57,14 +57,15 @@ def glu(linear, y):
     return value * gate.sigmoid()
 
 
-def attend(q, k, v, bias=None):
-    """One causal head, row by row: (B, T, d) each; bias(i, j) (B,)."""
+def attend(q, k, v, bias=None, sees=lambda i, j: j <= i):
+    """One head, row by row: (B, T, d) each; bias(i, j) (B,); sees(i, j): whether i looks at j, causal by default."""
     rows = []
     for i in range(q.shape[1]):
-        logits = torch.stack([(q[:, i] * k[:, j]).sum(-1) * q.shape[-1] ** -0.5 for j in range(i + 1)], -1)
+        seen = [j for j in range(q.shape[1]) if sees(i, j)]
+        logits = torch.stack([(q[:, i] * k[:, j]).sum(-1) * q.shape[-1] ** -0.5 for j in seen], -1)
         if bias is not None:
-            logits = logits + torch.stack([bias(i, j) for j in range(i + 1)], -1)
-        rows.append(torch.einsum("bj,bjd->bd", logits.softmax(-1), v[:, : i + 1]))
+            logits = logits + torch.stack([bias(i, j) for j in seen], -1)
+        rows.append(torch.einsum("bj,bjd->bd", logits.softmax(-1), v[:, seen]))
     return torch.stack(rows, 1)
 
 

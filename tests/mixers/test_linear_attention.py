@@ -21,12 +21,13 @@ def walk(q, k, v, decay=None, read=None):
     return torch.stack(out, 1)
 
 
-def kernel(weigh, values, q, k):
+def kernel(weigh, values, q, k, causal=True):
     """Row by row: sum_j weigh(q_i, k_j, i, j) v_j over the sum of weights, for one head."""
     rows = []
     for i in range(q.shape[1]):
-        w = torch.stack([weigh(q[:, i], k[:, j], i, j) for j in range(i + 1)], -1)
-        rows.append(torch.einsum("bj,bjd->bd", w, values[:, : i + 1]) / (w.sum(-1, keepdim=True) + 1e-6))
+        n = i + 1 if causal else q.shape[1]
+        w = torch.stack([weigh(q[:, i], k[:, j], i, j) for j in range(n)], -1)
+        rows.append(torch.einsum("bj,bjd->bd", w, values[:, :n]) / (w.sum(-1, keepdim=True) + 1e-6))
     return torch.stack(rows, 1)
 
 
@@ -46,15 +47,19 @@ def fused(m, x, *sizes):
     return [split(z) for z in (m.qkv(x).split(sizes, -1) if sizes else m.qkv(x).chunk(3, -1))]
 
 
-@pytest.mark.parametrize("name", ["linear_attention", "kernel_attention"])
-def test_linear_attention(name):
-    def plain(m, x):
-        heads = [
-            kernel(lambda a, b, i, j: dot(elu1(a), elu1(b)), v, q, k) for q, k, v in zip(*fused(m, x), strict=True)
-        ]
-        return m.out(torch.cat(heads, -1))
+both = pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 
-    agrees(make(name), plain)
+
+@both
+@pytest.mark.parametrize("name", ["linear_attention", "kernel_attention"])
+def test_linear_attention(name, causal):
+    def weigh(a, b, i, j):
+        return dot(elu1(a), elu1(b))
+
+    def plain(m, x):
+        return m.out(torch.cat([kernel(weigh, v, q, k, causal) for q, k, v in zip(*fused(m, x), strict=True)], -1))
+
+    agrees(make(name, causal=causal), plain)
 
 
 WIDTH = D // HEADS
@@ -68,23 +73,32 @@ KERNELS = {  # of two rows (B, d) at i and j, as each paper has it
 }
 
 
+@both
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernels(name):
+def test_kernels(name, causal):
     def plain(m, x):
-        return m.out(torch.cat([kernel(KERNELS[name], v, q, k) for q, k, v in zip(*fused(m, x), strict=True)], -1))
+        weigh = KERNELS[name]
+        return m.out(torch.cat([kernel(weigh, v, q, k, causal) for q, k, v in zip(*fused(m, x), strict=True)], -1))
 
-    agrees(make("kernel_attention", feature_map=name), plain, 1e-7)
+    agrees(make("kernel_attention", feature_map=name, causal=causal), plain, 1e-7)
 
 
-def test_exponential_features_need_no_epsilon():
+@both
+@pytest.mark.parametrize("name", ["exp", "positive_random"])
+def test_exponential_features_need_no_epsilon(name, causal):
     def plain(m, x):
         rows = []
         for q, k, v in zip(*fused(m, x), strict=True):
-            w = torch.einsum("bid,bjd->bij", q.exp(), k.exp()).tril()
+            if name == "positive_random":
+                q, k = (z @ m.phi_q.omega.double().T - dot(z, z)[..., None] / 2 for z in (q * 8**-0.25, k * 8**-0.25))
+            w = torch.einsum("bid,bjd->bij", q.exp(), k.exp())
+            w = w.tril() if causal else w
             rows.append(w @ v / w.sum(-1, keepdim=True))
         return m.out(torch.cat(rows, -1))
 
-    agrees(make("kernel_attention", feature_map="exp"), plain, 1e-5)  # the engine's quotient has 1e-6 in it
+    agrees(
+        make("kernel_attention", feature_map=name, causal=causal), plain, 1e-5
+    )  # the engine's quotient has 1e-6 in it
 
 
 def test_learned_maps():
@@ -138,8 +152,9 @@ def test_dpfp_multiplies_neighbours():
     agrees(make("dpfp", d_key=4), plain)
 
 
+@both
 @pytest.mark.parametrize("name", ["identity", "silu", "trigonometric_random"])
-def test_maps_that_may_be_negative_are_normed(name):
+def test_maps_that_may_be_negative_are_normed(name, causal):
     def plain(m, x):
         heads = []
         for q, k, v in zip(*fused(m, x), strict=True):
@@ -147,10 +162,10 @@ def test_maps_that_may_be_negative_are_normed(name):
                 q, k = q * q.sigmoid(), k * k.sigmoid()
             elif name == "trigonometric_random":
                 q, k = trigonometric(m.phi_q.omega, q), trigonometric(m.phi_q.omega, k)
-            heads.append(rms(m.norm, walk(q, k, v)))
+            heads.append(rms(m.norm, walk(q, k, v) if causal else q @ (k.mT @ v)))
         return m.out(torch.cat(heads, -1))
 
-    agrees(make("kernel_attention", feature_map=name), plain)
+    agrees(make("kernel_attention", feature_map=name, causal=causal), plain)
 
 
 def trigonometric(omega, x):
@@ -172,6 +187,21 @@ def test_every_map_says_what_it_is(name):
     assert phi.learned == any(True for _ in phi.parameters())
     moved = phi(x, steps + 5)
     assert phi.placed == (not torch.equal(moved, phi(x, steps)))
+
+
+def test_performer_that_looks_both_ways():
+    """Keys share one constant, the largest of all; there is no past on whose scale anything was written."""
+
+    def plain(m, x):
+        heads, eps = [], 1e-4 * m.omega.shape[0] ** 0.5
+        for q, k, v in zip(*fused(m, x), strict=True):
+            a, b = (z @ m.omega.double().T - dot(z, z)[..., None] / 2 for z in (q * WIDTH**-0.25, k * WIDTH**-0.25))
+            a = (a - a.detach().amax(-1, keepdim=True)).exp() + eps
+            b = (b - b.detach().amax((1, 2), keepdim=True)).exp() + eps
+            heads.append(kernel(lambda f, h, i, j: dot(f, h), v, a, b, causal=False))
+        return m.out(torch.cat(heads, -1))
+
+    agrees(make("performer", n_features=12, causal=False), plain)
 
 
 def test_performer():

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from plain import HEADS, agrees, attend, conv, make, rms, rotate, split, unit
@@ -11,12 +12,27 @@ def parts(m, x):
     return [split(z) for z in m.qkv(x).chunk(3, -1)]
 
 
-def test_rope():
+both = pytest.mark.parametrize("sees", [lambda i, j: j <= i, lambda i, j: True], ids=["causal", "bidirectional"])
+
+
+@both
+def test_rope(sees):
     def plain(m, x):
-        heads = [attend(rotate(q), rotate(k), v) for q, k, v in zip(*parts(m, x), strict=True)]
+        heads = [attend(rotate(q), rotate(k), v, sees=sees) for q, k, v in zip(*parts(m, x), strict=True)]
         return m.out(torch.cat(heads, -1))
 
-    agrees(make("softmax"), plain)
+    agrees(make("softmax", causal=not sees(0, 1)), plain)
+
+
+@both
+def test_sliding_window(sees):
+    def plain(m, x):
+        heads = []
+        for q, k, v in zip(*parts(m, x), strict=True):
+            heads.append(attend(rotate(q), rotate(k), v, sees=lambda i, j: abs(i - j) < 5 and sees(i, j)))
+        return m.out(torch.cat(heads, -1))
+
+    agrees(make("sliding_window", window=5, causal=not sees(0, 1)), plain)
 
 
 def test_alibi():
@@ -30,16 +46,21 @@ def test_alibi():
     agrees(make("alibi"), plain)
 
 
-def test_nope():
-    agrees(make("nope"), lambda m, x: m.out(torch.cat([attend(*qkv) for qkv in zip(*parts(m, x), strict=True)], -1)))
-
-
-def test_gated_attention():
+@both
+def test_nope(sees):
     def plain(m, x):
-        heads = [attend(rotate(q), rotate(k), v) for q, k, v in zip(*parts(m, x), strict=True)]
+        return m.out(torch.cat([attend(*qkv, sees=sees) for qkv in zip(*parts(m, x), strict=True)], -1))
+
+    agrees(make("nope", causal=not sees(0, 1)), plain)
+
+
+@both
+def test_gated_attention(sees):
+    def plain(m, x):
+        heads = [attend(rotate(q), rotate(k), v, sees=sees) for q, k, v in zip(*parts(m, x), strict=True)]
         return m.out(torch.cat(heads, -1) / (1 + (-m.gate(x)).exp()))
 
-    agrees(make("gated_attention"), plain)
+    agrees(make("gated_attention", causal=not sees(0, 1)), plain)
 
 
 def test_fox():
@@ -53,7 +74,8 @@ def test_fox():
     agrees(make("fox"), plain)
 
 
-def test_differential():
+@both
+def test_differential(sees):
     def plain(m, x):
         q, k, v = m.qkv(x).chunk(3, -1)
         q, k, heads = split(q, 2 * HEADS), split(k, 2 * HEADS), []
@@ -61,11 +83,11 @@ def test_differential():
         (q1, k1), (q2, k2) = m.lambdas
         weight = (q1 @ k1).exp() - (q2 @ k2).exp() + lambda_init
         for h, value in enumerate(split(v)):
-            one, two = (attend(rotate(q[2 * h + n]), rotate(k[2 * h + n]), value) for n in (0, 1))
+            one, two = (attend(rotate(q[2 * h + n]), rotate(k[2 * h + n]), value, sees=sees) for n in (0, 1))
             heads.append(rms(m.norm, one - weight * two) * (1 - lambda_init))
         return m.out(torch.cat(heads, -1))
 
-    agrees(make("differential", layer=2, n_layers=4), plain)
+    agrees(make("differential", layer=2, n_layers=4, causal=not sees(0, 1)), plain)
 
 
 def test_mla():

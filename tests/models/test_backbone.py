@@ -126,6 +126,12 @@ def test_pieces_with_checkpoints_hold_less():
     assert lean < whole / 3
 
 
+def test_states_between_pieces_keep_nothing_else_alive():
+    _, states = backbone(local_conv=3, piece=4)(torch.randn(1, 12, 8))
+    for tensor in (t for conv, mixer, _ in states for t in (conv, mixer)):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 def test_pieces_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="piece is 0: choose at least 1"):
         backbone(piece=0)

@@ -77,7 +77,7 @@ def learner(lr=0.1, metric="accuracy", dropout=0.1, **changes):
     )
     net = Model(d_model=8, n_inputs=7, n_outputs=7, pool="none", backbone=factory, local_conv=0, seed=0, label="a")
     values = {"warmup": 0.2, "dynamics_lr": 0.001, "tables_lr": 10.0, "resample_every": 3, "log_every": 1}
-    values |= {"piece": None, "seed": 0}
+    values |= {"piece": None, "stream": 4096, "seed": 0}
     optimizer = functools.partial(torch.optim.AdamW, lr=lr, weight_decay=0.1)
     return Learner(net, optimizer=optimizer, metric=metric, title="", **(values | changes))
 
@@ -217,3 +217,20 @@ def test_resume_goes_on_to_the_same_numbers(tmp_path):
         assert torch.equal(a, b), name
     drop = [{k: v for k, v in row.items() if k != "seconds"} for row in straight.curve]
     assert drop == [{k: v for k, v in row.items() if k != "seconds"} for row in resumed.curve]
+
+
+def test_streaming_in_parts_changes_no_score():
+    tokens = torch.randint(7, (3, 50), generator=torch.Generator().manual_seed(0))
+    batch = tokens, torch.where(tokens > 4, tokens, IGNORE), None
+    net, widths, sums = learner(dropout=0.0).eval(), [], []
+    net.model.embed.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    for net.stream in (4096, 7):
+        net._sums = {}
+        with torch.no_grad():
+            net.validation_step(batch, 0)
+        sums.append(net._sums[0])
+    assert widths == [50, *[7] * 7, 1] and sums[0][2] == (tokens > 4).sum()
+    torch.testing.assert_close(*sums, rtol=1e-5, atol=0)
+    net.model.pool = "mean"
+    list(net.streamed(tokens, tokens[:, 0], None))
+    assert widths[-1] == 50

@@ -29,11 +29,11 @@ def test_a_dictionary_answers_every_question(keys, more, questions, replace, see
 
 def test_golden():
     tokens, targets = associative_retrieval(1, 4, 1, 12, False, seed=1)
-    assert tokens.tolist() == [[4, 6, 1, 9, 2, 11, 3, 8, 4]]
-    assert targets.tolist() == [[IGNORE] * 8 + [6]]
-    # 4 becomes 9, then 8, then 6
+    assert tokens.tolist() == [[2, 7, 1, 10, 4, 8, 5, 9, 4]]
+    assert targets.tolist() == [[IGNORE] * 8 + [8]]
+    # 4 becomes 9, then 6
     tokens, targets = associative_retrieval(1, 4, 1, 12, True, seed=1)
-    assert tokens.tolist() == [[3, 7, 1, 6, 3, 6, 4, 9, 4, 8, 1, 10, 4, 6, 3, 9, 4]]
+    assert tokens.tolist() == [[2, 7, 5, 9, 4, 9, 4, 6, 5, 8, 1, 9, 1, 9, 2, 6, 4]]
     assert targets.tolist() == [[IGNORE] * 16 + [6]]
 
 

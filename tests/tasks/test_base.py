@@ -112,6 +112,18 @@ def test_data_are_a_function_of_their_own_seed_and_nothing_else(make):
     assert len(set(expected.values())) == 3
 
 
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("code", "code_retrieval")])
+def test_an_example_does_not_depend_on_how_many_there_are(name):
+    few, many = TASKS[name](), TASKS[name]()
+    if isinstance(many.sizes["train"], int):
+        many.sizes = many.sizes | {"train": many.sizes["train"] + 11}
+    else:
+        many.sizes = many.sizes | {"train": [size | {"n": size["n"] + 11} for size in many.sizes["train"]]}
+    for some, more in zip(few.segments("train"), many.segments("train"), strict=True):
+        assert len(more) == len(some) + 11
+        assert torch.equal(some.tokens, more.tokens[:-11]) and torch.equal(some.targets, more.targets[:-11])
+
+
 @pytest.mark.parametrize("make", TASKS.values(), ids=TASKS)
 def test_generating_leaves_the_global_generators_alone(make):
     before, python = torch.get_rng_state(), random.getstate()

@@ -10,6 +10,7 @@ import torch
 
 from tasks import base, pathfinder
 from tasks.base import cached
+from tasks.pathfinder import CHUNK
 
 ROOT = Path(__file__).parents[2]
 PROCESS = """
@@ -47,11 +48,11 @@ def made(n=3, seed=0):
 def test_the_second_time_nothing_is_drawn(place, monkeypatch):
     drawn = calls(monkeypatch)
     first, second = made(), made()
-    assert drawn == [3] and len(list(place.iterdir())) == 1
+    assert drawn == [CHUNK] and len(list(place.iterdir())) == 1
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     made(seed=1)
     made(n=4)
-    assert drawn == [3, 3, 4] and len(list(place.iterdir())) == 3
+    assert drawn == [CHUNK] * 3 and len(list(place.iterdir())) == 3
 
 
 def test_other_code_is_another_key(place, monkeypatch):
@@ -59,7 +60,7 @@ def test_other_code_is_another_key(place, monkeypatch):
     made()
     monkeypatch.setattr(base.inspect, "getsource", lambda module: "another version")
     made()
-    assert drawn == [3, 3] and len(list(place.iterdir())) == 2
+    assert drawn == [CHUNK] * 2 and len(list(place.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -71,10 +72,10 @@ def test_a_damaged_file_is_made_again(place, monkeypatch, damage):
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     second = made()
-    assert drawn == [3, 3] and [p.name for p in place.iterdir()] == [file.name]
+    assert drawn == [CHUNK] * 2 and [p.name for p in place.iterdir()] == [file.name]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     made()
-    assert drawn == [3, 3]
+    assert drawn == [CHUNK] * 2
 
 
 def test_processes_that_begin_together_agree(place):
@@ -95,4 +96,4 @@ def test_off_and_unwritable_places_only_cost_time(tmp_path, monkeypatch):
     monkeypatch.setenv("SEQMIX_CACHE", str(tmp_path / "file"))
     made()
     made()
-    assert drawn == [3, 3, 3]
+    assert drawn == [CHUNK] * 3

@@ -20,13 +20,13 @@ def same(size):
 
 def test_golden():
     tokens, targets = copying(1, 9, 3, 6, seed=1)
-    assert tokens.tolist() == [[1, 3, 0, 4, 4, 5, 4, 4, 4]]
-    assert targets.tolist() == [[I, I, I, I, I, I, 1, 3, 0]]
+    assert tokens.tolist() == [[0, 3, 3, 4, 4, 5, 4, 4, 4]]
+    assert targets.tolist() == [[I, I, I, I, I, I, 0, 3, 3]]
     tokens, targets = selective_copying(1, 12, 3, 8, seed=1)
-    assert tokens.tolist() == [[0, 2, 0, 6, 0, 0, 1, 0, 0, 7, 7, 7]]
-    assert targets.tolist() == [[I, I, I, I, I, I, I, I, I, 2, 6, 1]]
+    assert tokens.tolist() == [[0, 0, 0, 0, 1, 5, 0, 6, 0, 7, 7, 7]]
+    assert targets.tolist() == [[I, I, I, I, I, I, I, I, I, 1, 5, 6]]
     tokens, targets = induction(1, 8, 6, seed=1)
-    assert tokens.tolist() == [[0, 4, 4, 3, 3, 5, 1, 5]]
+    assert tokens.tolist() == [[0, 4, 4, 0, 5, 1, 0, 5]]
     assert targets.tolist() == [[I, I, I, I, I, I, I, 1]]
 
 

@@ -28,22 +28,22 @@ def rows(example):
 
 
 def test_golden():
-    tokens, targets = in_context_recall(1, 12, 8, seed=1)
-    assert tokens.tolist() == [[1, 5, 3, 4, 0, 7, 0, 7, 3, 4, 3, 4]]
-    assert targets.tolist() == [[I, I, I, I, I, I, 7, I, 4, I, 4, I]]
-    tokens, targets = noisy_recall(1, 16, 10, 4, 0.5, seed=1)
-    assert tokens.tolist() == [[1, 3, 2, 5, 6, 9, 9, 7, 7, 9, 1, 3, 8, 7, 1, 3]]
-    assert targets.tolist() == [[I, I, I, I, I, I, I, I, I, I, 3, I, I, I, 3, I]]
-    # 12 is 5, 21 is 54, 21 is 54 again, 020 is 346, and 7 pads
-    tokens, targets = fuzzy_recall(2, 20, 3, 8, seed=1)
-    assert tokens[0].tolist() == [1, 2, 5, 2, 1, 5, 4, 2, 1, 5, 4, 0, 2, 0, 3, 4, 6, 7, 7, 7]
-    assert targets[0].tolist() == [I, I, I, I, I, I, I, I, 5, 4, I, I, I, I, I, I, I, I, I, I]
+    tokens, targets = in_context_recall(1, 12, 8, seed=2)
+    assert tokens.tolist() == [[2, 7, 3, 4, 1, 6, 1, 6, 2, 7, 2, 7]]
+    assert targets.tolist() == [[I, I, I, I, I, I, 6, I, 7, I, 7, I]]
+    tokens, targets = noisy_recall(1, 16, 10, 4, 0.5, seed=3)
+    assert tokens.tolist() == [[1, 3, 1, 3, 0, 3, 6, 7, 1, 3, 2, 3, 8, 9, 1, 3]]
+    assert targets.tolist() == [[I, I, 3, I, I, I, I, I, 3, I, I, I, I, I, 3, I]]
+    # 1 is 33, 11 is 3, 1 is 33 again, 00 is 566, 120 is 634
+    tokens, targets = fuzzy_recall(2, 20, 3, 8, seed=3)
+    assert tokens[0].tolist() == [1, 3, 3, 1, 1, 3, 1, 3, 3, 0, 0, 5, 6, 6, 1, 2, 0, 6, 3, 4]
+    assert targets[0].tolist() == [I, I, I, I, I, I, 3, 3, I, I, I, I, I, I, I, I, I, I, I, I]
     tokens, targets = memorization(1, 8, 8, facts=1, seed=1)
-    assert tokens.tolist() == [[1, 7, 2, 7, 0, 7, 2, 7]]
-    assert targets.tolist() == [[I, 6, I, 5, I, 4, I, 5]]
+    assert tokens.tolist() == [[0, 7, 2, 7, 2, 7, 0, 7]]
+    assert targets.tolist() == [[I, 4, I, 5, I, 5, I, 4]]
     tokens, targets = compression(1, 7, 4, 3, seed=1)
-    assert tokens.tolist() == [[1, 3, 0, 4, 6, 5, 7]]
-    assert targets.tolist() == [[I, I, I, I, 3, 1, 0]]
+    assert tokens.tolist() == [[0, 3, 3, 4, 6, 7, 5]]
+    assert targets.tolist() == [[I, I, I, I, 3, 3, 0]]
 
 
 @settings(max_examples=40, deadline=None)

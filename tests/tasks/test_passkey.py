@@ -29,10 +29,10 @@ def test_a_regular_expression_finds_the_key(length, seed):
 def test_golden():
     tokens, targets = passkey(2, 180, seed=1)
     assert bytes(tokens[0].tolist()) == (
-        b"he sun is yellow. Here we go. There and back again. The grass is green. The The pass key is 59483. "
-        b"Remember it. 59483 is the pass key. skyWhat is the pass key? The pass key is 5948"
+        b"e sky The pass key is 08814. Remember it. 08814 is the pass key. is blue. The sun is yellow. Here we go. "
+        b"There and back again. The grass iWhat is the pass key? The pass key is 0881"
     )
-    assert bytes(targets[0, -5:].tolist()) == b"59483"
+    assert bytes(targets[0, -5:].tolist()) == b"08814"
 
 
 def test_keys_lie_anywhere():

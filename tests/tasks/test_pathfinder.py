@@ -101,7 +101,7 @@ def test_a_blocked_way_ends_a_curve():
 
 @pytest.mark.parametrize(
     ("seed", "label", "discs"),
-    [(3, 0, [[16, 14], [28, 8]]), (5, 1, [[17, 8], [28, 2]])],
+    [(10, 0, [[23, 15], [20, 28]]), (8, 1, [[20, 12], [22, 30]])],
 )
 def test_golden(seed, label, discs):
     """Two pictures, followed by eye from disc to disc."""

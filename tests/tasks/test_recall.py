@@ -9,8 +9,8 @@ from tasks.base import IGNORE
 from tasks.recall import POWER, Recall, recall
 
 GOLDEN = (
-    [[5, 14, 2, 10, 7, 15, 5, 2, 2, 11, 12, 10, 7, 13, 14, 2]],
-    [[-100, -100, -100, -100, -100, -100, 14, -100, 10, -100, -100, -100, 15, -100, -100, -100]],
+    [[3, 8, 2, 11, 5, 9, 3, 5, 2, 5, 7, 10, 5, 1, 10, 0]],
+    [[-100, -100, -100, -100, -100, -100, 8, -100, 11, -100, -100, -100, 9, -100, -100, -100]],
 )
 
 
@@ -110,10 +110,10 @@ def test_one_token_of_a_compositional_key_does_not_say_the_value():
 
 
 def test_golden_variants():
-    # 2 1 is 6, then 8; 1 2 is 11
+    # 2 1 is 9; 1 2 is 10, then 11
     tokens, targets = recall(1, 18, 2, 12, 1, key_length=2, rewritten=1)
-    assert tokens.tolist() == [[2, 1, 6, 2, 1, 8, 1, 2, 11, 2, 1, 9, 1, 2, 3, 0, 10, 8]]
-    assert targets.tolist() == [[IGNORE] * 10 + [8, IGNORE, IGNORE, 11] + [IGNORE] * 4]
+    assert tokens.tolist() == [[2, 1, 9, 1, 2, 10, 1, 2, 11, 1, 2, 1, 2, 1, 3, 5, 8, 7]]
+    assert targets.tolist() == [[IGNORE] * 10 + [11, IGNORE, IGNORE, 9] + [IGNORE] * 4]
 
 
 def test_variants_have_baselines_and_bounds():

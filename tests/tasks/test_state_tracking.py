@@ -30,28 +30,28 @@ def rows(example):
 
 def test_golden():
     tokens, targets = parity(1, 8, seed=1)
-    assert tokens.tolist() == [[1, 1, 0, 0, 1, 1, 1, 1]]
-    assert targets.tolist() == [[1, 0, 0, 0, 1, 0, 1, 0]]
-    # 0 * 4 - 3 - 1 + 4 = 0, of which -3 is 2 modulo 5
-    tokens, targets = modular_arithmetic(1, 9, 5, 0, seed=1)
-    assert tokens.tolist() == [[0, 7, 4, 6, 3, 6, 1, 5, 4]]
-    assert targets.tolist() == [[0, 0, 0, 0, 2, 2, 1, 1, 0]]
+    assert tokens.tolist() == [[0, 1, 1, 0, 0, 0, 0, 1]]
+    assert targets.tolist() == [[0, 1, 0, 0, 0, 0, 0, 1]]
+    # 2 - 2 + 3 * 0 - 4 = -4, which is 1 modulo 5
+    tokens, targets = modular_arithmetic(1, 9, 5, 0, seed=2)
+    assert tokens.tolist() == [[2, 6, 2, 5, 3, 7, 0, 6, 4]]
+    assert targets.tolist() == [[2, 2, 0, 0, 3, 3, 0, 0, 1]]
     # the picture: 3 + 4 * (2 - 3) * 2
     assert evaluate(torch.tensor([[3, 5, 4, 7, 8, 2, 6, 3, 9, 7, 2]]), 5, 1).tolist() == [
         [3, 3, 2, 2, 2, 1, 1, 4, 4, 4, 0]
     ]
-    # 021, 210 then 012, 102, 021, 021: the first two make 0 -> 2, 1 -> 0, 2 -> 1
+    # 012, 201, 210, 021, 102, 021: the second and third make 0 -> 0, 1 -> 2, 2 -> 1
     tokens, targets = permutation(1, 6, "S3", seed=1)
-    assert tokens.tolist() == [[1, 5, 0, 2, 1, 1]]
-    assert targets.tolist() == [[1, 4, 4, 5, 3, 5]]
-    # w 1, i 0, i 0, i 1, w 0, i 0, r 0
-    tokens, targets = flip_flop(1, 14, 0.5, seed=1)
-    assert tokens.tolist() == [[2, 1, 4, 0, 4, 0, 4, 1, 2, 0, 4, 0, 3, 0]]
+    assert tokens.tolist() == [[0, 4, 5, 1, 2, 1]]
+    assert targets.tolist() == [[0, 4, 1, 0, 2, 4]]
+    # w 1, r 1, i 0, i 0, w 0, r 0, r 0
+    tokens, targets = flip_flop(1, 14, 0.5, seed=2)
+    assert tokens.tolist() == [[2, 1, 3, 1, 4, 0, 4, 0, 2, 0, 3, 0, 3, 0]]
     assert targets.tolist() == [[IGNORE, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0]]
-    # b c a A C b B B c a A C
+    # a c c C C a a A A b B A
     tokens, targets = dyck(1, 12, 3, 3, seed=1)
-    assert tokens.tolist() == [[1, 2, 0, 3, 5, 1, 4, 4, 2, 0, 3, 5]]
-    assert targets.tolist() == [[1, 2, 0, 2, 1, 1, 1, 3, 2, 0, 2, 3]]
+    assert tokens.tolist() == [[0, 2, 2, 5, 5, 0, 0, 3, 3, 1, 4, 3]]
+    assert targets.tolist() == [[0, 2, 2, 2, 0, 0, 0, 0, 0, 1, 0, 3]]
 
 
 @settings(max_examples=40, deadline=None)
