@@ -204,6 +204,7 @@ def versus(family: str, T: int, seconds: float) -> tuple[list[list[str]], list[l
     failed, slow = {}, {}
     for name, peer in FAMILIES[family].peers.items():
         try:
+            cost(peer, FAMILIES[family].make(64))  # imports and compilation, which are no part of the time
             first_call = cost(peer, inputs)
         except (ImportError, RuntimeError, AssertionError) as error:
             failed[name] = f"not measured: {str(error).splitlines()[0][:80]}"

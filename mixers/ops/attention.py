@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixers.ops.chunks import shared
+
 BLOCK = 512  # queries at a time where a matrix of what they see is needed
 
 
@@ -20,7 +22,8 @@ def attention_definition(q, k, v, state=None, mask=None, causal=True, window=Non
     scores = q @ k.repeat_interleave(groups, 1).mT * q.shape[-1] ** -0.5
     if bias is not None:
         scores = scores + bias.unsqueeze(-2)
-    seen = visible(0, q.shape[2], q.shape[2], k.shape[2], causal, window, prefix, q.device)
+    T, S = q.shape[2], k.shape[2]
+    seen = visible(range(S - T, S), range(S), causal, window, prefix, q.device)
     if mask is not None:
         seen = seen & mask[:, None, None]
     scores = scores.masked_fill(~seen, -torch.inf)
@@ -54,20 +57,25 @@ def attention(
     T, S = q.shape[2], k.shape[2]
     after = remember(k, v, window, prefix)
     grouped = k.shape[1] != q.shape[1]
-    plain = mask is None and bias is None and sink is None and not prefix and (window is None or window >= S)
-    if plain and (not causal or T == S or T == 1):
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=causal and T > 1, enable_gqa=grouped)
+    plain = mask is None and sink is None and not prefix and (window is None or window >= S)
+    added = bias is not None and q.is_meta  # counted as what it is, not as one more dimension
+    if plain and not added and (not causal or T == S or T == 1):
+        causal = causal and T > 1
+        if bias is None:
+            o = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+        else:
+            o = _biased(q, shared(k, q.shape[1]), shared(v, q.shape[1]), bias, causal)
         return o, after
     out = []
     for start in range(0, T, BLOCK):
         stop = min(start + BLOCK, T)
         first, last = 0, S
         if causal:
-            last = max(S - T + stop, prefix)
+            last = min(S, max(S - T + stop, prefix))
         if window is not None and not prefix:
             first = max(0, S - T + start - window + 1)
             last = last if causal else min(S, S - T + stop + window - 1)
-        seen = visible(start, stop, T, S, causal, window, prefix, q.device)[:, first:last]
+        seen = visible(range(S - T + start, S - T + stop), range(first, last), causal, window, prefix, q.device)
         if mask is not None:
             seen = seen & mask[:, None, None, first:last]
         part_bias = None if bias is None else bias[:, :, first:last]
@@ -76,6 +84,15 @@ def attention(
             _block(q[:, :, start:stop], k[:, :, first:last], v[:, :, first:last], seen, part_bias, sink, grouped, pairs)
         )
     return torch.cat(out, 2) if out else torch.zeros_like(q[..., : v.shape[-1]]), after
+
+
+def _biased(q, k, v, bias, causal):
+    """The number per key as one more dimension, in which every query is 1: it takes no matrix of scores."""
+    scale = q.shape[-1] ** -0.5
+    bias = (bias.to(torch.promote_types(bias.dtype, k.dtype)) / scale).to(k.dtype)
+    q, k = F.pad(q, (0, 1), value=1.0), torch.cat([k, bias.unsqueeze(-1)], -1)
+    values = F.pad(v, (0, max(0, q.shape[-1] - v.shape[-1])))  # as wide as the keys, which the fast kernels ask for
+    return F.scaled_dot_product_attention(q, k, values, is_causal=causal, scale=scale)[..., : v.shape[-1]]
 
 
 def _block(q, k, v, seen, bias, sink, grouped, pairs):
@@ -114,11 +131,11 @@ def remember(k, v, window, prefix):
     return tuple(torch.cat([x[:, :, :prefix], x[:, :, start:]], 2) if prefix else x[:, :, start:] for x in (k, v))
 
 
-def visible(start, stop, T, S, causal, window, prefix, device):
-    """(stop - start, S) bool: which of S keys the queries start ... stop - 1, of the last T positions, may see."""
-    i = torch.arange(S - T + start, S - T + stop, device=device).unsqueeze(1)
-    j = torch.arange(S, device=device)
-    seen = j <= i if causal else torch.ones(stop - start, S, dtype=torch.bool, device=device)
+def visible(queries: range, keys: range, causal, window, prefix, device):
+    """(queries, keys) bool: which keys the queries at such positions may see."""
+    i, j = (torch.arange(x.start, x.stop, device=device) for x in (queries, keys))
+    i = i.unsqueeze(1)
+    seen = j <= i if causal else torch.ones(len(queries), len(keys), dtype=torch.bool, device=device)
     if window is not None:
         seen = seen & (i - j < window) & (j - i < window)
     return seen | (j < prefix)

@@ -178,7 +178,7 @@ LONG = [("torch", 1), ("native", 1), ("native", 4), pytest.param("torch", 4, mar
 
 @pytest.mark.parametrize("engine, width", LONG, indirect=["engine"])
 def test_no_drift_over_a_long_sequence(width, monkeypatch, engine):
-    """65,536 steps in float32, and their gradients, against the same in float64, where one decay serves all channels."""
+    """65,536 steps in float32, and their gradients, against float64, where one decay serves all channels."""
     monkeypatch.undo()
     torch.manual_seed(0)
     T = 65536
