@@ -113,7 +113,7 @@ def against_definition(name: str, engine: str, dtype: str, device: str, sizes: S
     same numbers. engine: torch, fla, own (what FLA or torch offers itself), or forced (own, its refusals overridden).
     """
     case = CASES[name]
-    if engine != "torch":
+    if engine != "torch" and device == "cuda":
         tuned(1, timing=False)
     leaves = inputs(case, 1, T, sizes, DTYPES[dtype], device, state=name != "attention")
     op, given, served = prepared(name, engine, leaves, device)

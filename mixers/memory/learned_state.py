@@ -8,6 +8,7 @@ small at first, N(0, 0.02^2): at 0 a product of two parts of the state that are 
 as a token: positions and chunks begin one step later, and in a softmax it is one more key and value.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 
@@ -34,9 +35,10 @@ class LearnedState(Mixer):
         self.silent = self.mixer.silent
         self.x_0 = nn.Parameter(STD * torch.randn(1, 1, d_model))
         with torch.no_grad():
+            first = copy.deepcopy(self).to("meta").first()  # here, the engine that will run need not be able to
             # complex ones as pairs of numbers: a module's .double() makes complex parameters real
-            parts = (torch.view_as_real(t[0]) if t.is_complex() else t[0] for t in learnable(self.first()))
-            shapes = [torch.zeros_like(part) for part in parts]
+            parts = (torch.view_as_real(t[0]) if t.is_complex() else t[0] for t in learnable(first))
+            shapes = [torch.zeros_like(part, device=self.x_0.device) for part in parts]
         if not shapes or not self.mixer.causal:
             raise ValueError(f"{type(self.mixer).__name__} carries no state to begin with: choose a recurrent mixer")
         self.delta = nn.ParameterList(nn.Parameter(shape) for shape in shapes)
