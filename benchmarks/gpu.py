@@ -44,13 +44,18 @@ TRUSTED = {"fp32": 1e-2, "bf16": 1e-1}  # relative errors above these are wrong,
 
 
 class Report:
-    """The JSON, replaced as a whole now and then."""
+    """The JSON, replaced as a whole now and then. One that is there is continued: a result is replaced by a later one,
+    unless that was not reached.
+    """
 
     def __init__(self, path: Path):
-        self.path, self.written, self.data = path, 0.0, {}
+        self.path, self.written = path, 0.0
+        self.data: dict[str, dict[str, dict]] = json.loads(path.read_text()) if path.exists() else {}
 
     def put(self, part: str, name: str, result: dict) -> None:
-        self.data.setdefault(part, {})[name] = result
+        results = self.data.setdefault(part, {})
+        if name not in results or kind(result) != "not reached":
+            results[name] = result
         if time.monotonic() - self.written > 2:
             self.write()
 
@@ -299,7 +304,7 @@ def numbers(kind: type) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="where the results go")
+    parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="the results; continued if there")
     parser.add_argument("--parts", type=numbers(int), default=[1, 2, 3, 4], help="such as 1,3")
     parser.add_argument("--seconds", type=numbers(float), help="of each part that runs, or one number for each")
     parser.add_argument("--mixers", type=numbers(str), default=[], help="only these, in parts 1 and 3")
@@ -307,8 +312,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lengths", type=numbers(int), default=[], help="of part 3, instead of 2048,8192,32768")
     parser.add_argument("--what", type=numbers(str), default=["ops", "mixers"], help="of part 3: ops, mixers, or both")
     parser.add_argument("--steps", type=int, help="train for so many, instead of the experiment's")
+    parser.add_argument("--show", action="store_true", help="only print the table of the results that are there")
     parser.add_argument("--tiny", action="store_true", help="on a CPU, at sizes that only show that it runs")
     options = parser.parse_args(arguments)
+    if options.show:
+        if not options.json.is_file():
+            parser.error(f"there is no {options.json}: give the results with --json")
+        print(table(json.loads(options.json.read_text())))
+        return 0
     unknown = set(options.parts) - set(BUDGETS)
     if unknown:
         parser.error(f"there is no part {', '.join(map(str, unknown))}: choose from 1,2,3,4")

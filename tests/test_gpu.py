@@ -79,3 +79,22 @@ def test_bad_options_are_refused(capsys):
         with pytest.raises(SystemExit):
             gpu.main(words)
         assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_there_is_continued(tmp_path, capsys):
+    path, kept, worse = tmp_path / "gpu.json", {"worst": 1.0}, {"error": "not reached: out of time"}
+    first = gpu.Report(path)
+    first.put("exactness", "scan fp32 torch", kept)
+    first.put("exactness", "scan bf16 torch", worse)
+    first.write()
+    second = gpu.Report(path)
+    second.put("exactness", "scan fp32 torch", worse)
+    second.put("exactness", "scan bf16 torch", {"worst": 2.0})
+    second.put("exactness", "scan fp32 fla", {"error": "it failed"})
+    assert second.data["exactness"]["scan fp32 torch"] == kept
+    assert second.data["exactness"]["scan bf16 torch"] == {"worst": 2.0}
+    second.put("exactness", "scan fp32 torch", {"error": "it failed"})
+    second.write()
+    assert gpu.main(["--json", str(path), "--show"]) == 0
+    assert "it failed" in capsys.readouterr().out
+    assert gpu.Report(path).data["exactness"]["scan fp32 torch"] == {"error": "it failed"}
