@@ -131,7 +131,7 @@ class Bench:
         self.go("exactness", tasks, self.workers, seconds)
 
     def speed(self, seconds: float) -> None:
-        """First all kernels are compiled, many at once, for short sequences; then one thing after the other is timed."""
+        """First all kernels are compiled, many at once, for short sequences; then one after the other is timed."""
         start = time.monotonic()
         each = 0.01 if self.tiny else 0.25
         common = {"device": self.device, "budget": each}

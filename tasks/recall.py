@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from tasks.base import IGNORE, Segment, Task, seed_of
+from tasks.base import IGNORE, Segment, Task, cached, seed_of
 from tasks.draws import Draws
 
 POWER = 0.01  # the exponent of the distances' law: most questions come soon
@@ -90,8 +90,9 @@ class Recall(Task):
         for i, size in enumerate(self.sizes[split]):
             length, pairs = size["length"], size["pairs"]
             seed = seed_of("recall", self.seed, split, i)
-            more = {"key_length": self.key_length, "rewritten": round(self.rewritten * pairs)}
-            tokens, targets = recall(size["n"], length, pairs, self.vocabulary, seed, **more)
+            more = {"key_length": self.key_length, "rewritten": round(self.rewritten * pairs), "seed": seed}
+            sizes = {"n": size["n"], "length": length, "pairs": pairs, "vocabulary": self.vocabulary}
+            tokens, targets = cached(recall, **sizes, **more)
             values = {"length": length, "pairs": pairs}
             made.append(Segment(f"length {length}, {pairs} pairs", tokens, targets, values=values))
         return made

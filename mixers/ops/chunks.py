@@ -108,7 +108,7 @@ class _Walk(torch.autograd.Function):
     def forward(ctx, recurrence, groups, size, state, *xs):
         S, T = state.unflatten(1, groups), xs[-1].shape[2]
         starts, out = [], []
-        step = T if state.is_meta else segment(state)  # what is not computed needs no cache, and fewer calls take less time
+        step = T if state.is_meta else segment(state)  # what is not computed needs no cache: fewer calls take less time
         for start in range(0, T, step):
             starts.append(S)
             stop = min(start + step, T)
