@@ -1,7 +1,7 @@
 """What `benchmarks.gpu` does in processes of its own: a function is a task, and returns what goes into the JSON."""
 
 import functools
-import importlib
+import importlib.util
 import math
 import platform
 import time
@@ -77,6 +77,8 @@ def tuned(among: int, timing: bool = True) -> None:
     """Each kernel of this process is tuned among so few of its configurations, the first that the device can run: all
     of them take minutes to compile. Without timing, the first of them serves, and the others are only compiled.
     """
+    if importlib.util.find_spec("triton") is None:
+        return
     from triton.runtime.autotuner import Autotuner
 
     measure, prune = getattr(Autotuner, "measure", Autotuner._bench), getattr(Autotuner, "prune", None)
@@ -113,7 +115,7 @@ def against_definition(name: str, engine: str, dtype: str, device: str, sizes: S
     same numbers. engine: torch, fla, own (what FLA or torch offers itself), or forced (own, its refusals overridden).
     """
     case = CASES[name]
-    if engine != "torch" and device == "cuda":
+    if engine != "torch":
         tuned(1, timing=False)
     leaves = inputs(case, 1, T, sizes, DTYPES[dtype], device, state=name != "attention")
     op, given, served = prepared(name, engine, leaves, device)

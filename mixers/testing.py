@@ -50,7 +50,7 @@ class Setting(NamedTuple):
 
     def within(self, exact: float) -> float:
         """The tolerance in this precision, of what is `exact` in float64."""
-        return {torch.float64: exact, torch.float32: 1e-3, torch.bfloat16: 1e-1}[self.dtype]
+        return {torch.float64: exact, torch.float32: 5e-3, torch.bfloat16: 1e-1}[self.dtype]
 
 
 _setting = Setting()
@@ -105,7 +105,8 @@ def check_causality(factory: Factory) -> None:
     if not mixer.causal:
         x, other = _noise(1, SMALL), _noise(1, SMALL, seed=1)
         other[:, :-1] = x[:, :-1]
-        moved = (mixer(x)[0] - mixer(other)[0])[:, :-1].abs().max().item()
+        with torch.autocast(_setting.device, enabled=False):  # which would round away what is small at first
+            moved = (mixer(x)[0] - mixer(other)[0])[:, :-1].abs().max().item()
         assert mixer.null or moved > 1e-8, "it is declared causal=False and yet never looks ahead"
         return
     tolerance = _setting.within(1e-10)
