@@ -224,9 +224,9 @@ def search(
         **{"storage": None, "study_name": None, "n_trials": trials, "n_jobs": 1, "max_failure_rate": 0.0},
         **{"search_space": None, "custom_search_space": None, "params": None},
     )
-    sweeper.launcher = Launcher()
+    sweeper.launcher = Launcher()  # ty: ignore[invalid-assignment]  (as much of one as the sweeper asks for)
     sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(place)}}})
-    sweeper.hydra_context, sweeper.job_idx = object(), 0
+    sweeper.hydra_context, sweeper.job_idx = object(), 0  # ty: ignore[invalid-assignment]
     sweeper.sweep(shlex.split(text))
 
 
