@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from rich.console import Console
 
 from compare import results
+from models.generate import targets
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -252,17 +253,6 @@ def leaves(value, key: str = "") -> Iterator[tuple[str, object]]:
                 yield from leaves(part, f"{key}.{name}" if key else str(name))
     else:
         yield key, value
-
-
-def targets(config) -> Iterator[str]:
-    """Every class or function that Hydra would call for a config, in any depth."""
-    if isinstance(config, dict):
-        if "_target_" in config:
-            yield str(config["_target_"])
-        config = list(config.values())
-    if isinstance(config, list):
-        for part in config:
-            yield from targets(part)
 
 
 def known_targets() -> set[str]:

@@ -272,5 +272,5 @@ def test_attention_obeys_the_law(window, cuts):
 @pytest.mark.parametrize("prefix", [0, 2, 7])
 def test_visible_pairs_are_counted_without_a_mask(causal, window, prefix):
     for start, stop, T, S in ((0, 5, 5, 5), (2, 5, 6, 9), (0, 1, 1, 4)):
-        seen = attend.visible(start, stop, T, S, causal, window, prefix, "cpu")
+        seen = attend.visible(range(S - T + start, S - T + stop), range(S), causal, window, prefix, "cpu")
         assert attend.n_visible(start, stop, T, S, causal, window, prefix) == seen.sum()
