@@ -19,7 +19,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-compare: setup  ## train five mixers on two tasks with three seeds, and compare them (about 15 minutes on 2 cores)
+compare: setup  ## train five mixers on two tasks with three seeds, and compare them (15 to 30 minutes on 2 cores)
 	$(BIN)/python train.py -m experiment=compare
 
 test: setup  ## run the tests (under 10 minutes on 2 cores)
