@@ -17,9 +17,9 @@ def serves(q, k, p, z, g=None, state=None) -> bool:
 
 def gated_delta(q: Tensor, k: Tensor, p: Tensor, z: Tensor, g=None, state=None) -> tuple[Tensor, Tensor]:
     state = z.new_zeros(*z.shape[:2], q.shape[3], z.shape[3], dtype=torch.float32) if state is None else state
+    if z.shape[2] == 1 and not recorded(q, k, p, z, g, state):
+        return calls.step(q, k, p, z, g, state)
     inputs = (*map(dense, (q, k, p, z, g)), state.contiguous())
-    if z.shape[2] == 1 and not recorded(*inputs):
-        return calls.step(q, k, p, z, g, inputs[-1])
     return _GatedDelta.apply(*inputs) if recorded(*inputs) else forward(False, *inputs)[:2]
 
 

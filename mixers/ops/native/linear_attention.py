@@ -17,9 +17,9 @@ def serves(q, k, v, g=None, state=None, u=None, gv=None) -> bool:
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, g=None, state=None, u=None, gv=None) -> tuple[Tensor, Tensor]:
     state = v.new_zeros(*v.shape[:2], q.shape[3], v.shape[3], dtype=torch.float32) if state is None else state
+    if v.shape[2] == 1 and not recorded(q, k, v, g, state):
+        return calls.step(q, k, None, v, g, state)
     inputs = (*map(dense, (q, k, v, g)), state.contiguous())
-    if v.shape[2] == 1 and not recorded(*inputs):
-        return calls.step(q, k, None, v, g, inputs[-1])
     return _LinearAttention.apply(*inputs) if recorded(*inputs) else forward(False, *inputs)[:2]
 
 
