@@ -154,6 +154,6 @@ class Scan(torch.autograd.Function):
             return torch.zeros_like(a), dh, dlast, None, None
         l = ctx.run_back(a, dh, dlast)
         da = torch.empty_like(l)
-        da[:, 0] = l[:, 0] * state.conj()
-        da[:, 1:] = l[:, 1:] * h[:, :-1].conj()
+        torch.mul(l[:, 0], state.conj(), out=da[:, 0])
+        torch.mul(l[:, 1:], h[:, :-1].conj(), out=da[:, 1:])
         return da, l, a[:, 0].conj() * l[:, 0], None, None
