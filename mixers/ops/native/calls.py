@@ -4,6 +4,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 from ctypes import c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ def at(x: Tensor | None) -> int | None:
 
 
 @functools.cache
-def kernel(name: str, signature: str) -> Callable[..., None]:
+def kernel(name: str, signature: str) -> Callable[..., Any]:
     """A C function. The signature has p for a pointer, i for an integer; spaces are for the reader."""
     function = getattr(build.library(), name)
     function.argtypes = [{"p": c_void_p, "i": c_int64}[letter] for letter in signature.replace(" ", "")]
