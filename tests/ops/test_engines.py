@@ -262,6 +262,28 @@ def test_a_single_token(name, width):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("name", ["scan", "selective_scan"])
+@pytest.mark.parametrize("N", [3, 8, 21])
+def test_a_single_token_of_a_diagonal_recurrence(name, N):
+    torch.manual_seed(0)
+    x, dt, bc, A = torch.randn(2, 1, 37), torch.rand(2, 1, 37), torch.randn(2, 2, N), -torch.rand(37, N)
+    op, inputs, shape = (
+        (scan, (dt, x), (2, 37))
+        if name == "scan"
+        else (selective_scan, (x, dt, A, bc[:, :1], bc[:, 1:], torch.randn(37)), (2, 37, N))
+    )
+    for state in (None, torch.randn(shape), torch._neg_view(torch.randn(shape))):
+        with torch.no_grad():
+            got = op(*inputs, state=state)
+        twice = op(*(torch.cat([z, z], 1) if z.ndim == 3 else z for z in inputs), state=state)
+        torch.testing.assert_close(got[0], twice[0][:, :1])
+        engines.use("torch")
+        for a, b in zip(got, op(*inputs, state=state), strict=True):
+            torch.testing.assert_close(a, b)
+        engines.use("auto")
+    assert engines.ran == {name: {"native", "torch"}}
+
+
 CLEAN = """
 import sys
 import pytest
