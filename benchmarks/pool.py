@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 GRACE = 15.0  # seconds after which a task that does not answer the alarm is killed
-BROKEN = ("CUDA error", "device-side assert", "illegal memory access")  # a process has no use for its GPU after these
+BROKEN = ("CUDA error", "Triton Error [CUDA]", "device-side assert")  # a process has no use for its GPU after these
 
 
 class Task(NamedTuple):

@@ -28,7 +28,7 @@ def linear_attention(
         w = decay(g, heads, k)
         run = kernel("rwkv6", "chunk_rwkv6")
         return returned(*run(r=q_, k=k_, v=v_, w=w, u=u.float(), cu_seqlens_cpu=None, **options), v)
-    if g is None and not calls.overruns(k.shape[3]):
+    if g is None and not calls.overruns(k, v):
         run = kernel("linear_attn", "chunk_linear_attn")
         return returned(*run(q=q_, k=k_, v=v_, normalize=False, **options), v)
     options |= {"state_v_first": False, "cu_seqlens_cpu": None}
