@@ -45,10 +45,11 @@ def scan(a: Tensor, b: Tensor, state: Tensor | None = None) -> tuple[Tensor, Ten
     dtype = torch.promote_types(wide(b.dtype), a.dtype)
     a, b = a.to(dtype), b.to(dtype)
     state = torch.zeros_like(b[:, 0]) if state is None else state.to(dtype)
+    a = a.expand_as(b)
     if b.shape[1] == 1:
         h = torch.addcmul(b, a, state.unsqueeze(1))
         return h, h[:, 0].clone()
-    return Scan.apply(a.expand_as(b), b, state, run, run_back)
+    return Scan.apply(a, b, state, run, run_back)
 
 
 def run(a: Tensor, b: Tensor, h: Tensor) -> Tensor:

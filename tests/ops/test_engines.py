@@ -175,6 +175,8 @@ def test_what_the_kernels_do_not_take_goes_to_torch():
         linear_attention(q[..., :3], k, v)
     with pytest.raises(RuntimeError, match="(must match|Expected size)"):
         scan(torch.rand(2, 5, 3), torch.rand(2, 5, 4))
+    with pytest.raises(RuntimeError, match="(must match|larger than|expanded size)"):
+        scan(torch.rand(2, 5, 3), torch.rand(2, 1, 3))
 
 
 def test_an_op_without_a_kernel_is_served_by_torch_and_recorded_so():
