@@ -14,10 +14,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from compare import results
+from compare.identity import SWEEP
+from compare.plan import BASELINE
 
 log = logging.getLogger(__name__)
-SWEEP = "SEQMIX_SWEEP"  # in the environment, so that launchers hand it to the processes they start
-BASELINE = "SEQMIX_BASELINE"  # the mixer that aa=true trains a second time; empty: every one
 
 
 class CompareCallback(Callback):

@@ -6,7 +6,6 @@ import functools
 import inspect
 import io
 import logging
-import os
 import signal
 import warnings
 from pathlib import Path
@@ -19,7 +18,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 
-from compare import budget, plan, results, speed
+from compare import budget, identity, plan, results, speed
 from mixers.ops import engines
 from models.backbone import LooksAhead
 from models.learner import Diverged, Learner, read_checkpoint
@@ -174,15 +173,15 @@ def make_trainer(cfg: DictConfig, directory: Path, logger) -> L.Trainer:
         ),
         StopBetweenSteps(directory / LAST),
     ]
-    single = not os.environ.get("SEQMIX_SWEEP")
-    if single and cfg.trainer.enable_progress_bar:
+    bar = cfg.trainer.enable_progress_bar and not identity.sweep()
+    if bar:
         callbacks.append(StepBar(leave=True))
     return instantiate(
         cfg.trainer,
         callbacks=callbacks,
         logger=logger or False,
         default_root_dir=str(directory),
-        enable_progress_bar=single and cfg.trainer.enable_progress_bar,
+        enable_progress_bar=bar,
     )
 
 
