@@ -104,8 +104,8 @@ def log_comparison(config: DictConfig, records: list[dict], directory: Path, swe
         drawn = {f"{task}/{one.title}": wandb.Html(one.svg) for task, several in figures.items() for one in several}
         run.log({"comparison": table, "report": wandb.Html(str(directory / "report.html")), **drawn})
         for cells in (dict(zip(head, row, strict=True)) for row in rows):
-            if cells["outcome"] != "reference" and _number(cells["mean"]) is not None:
-                run.summary[f"{cells['task']}/{cells['mixer']}"] = _number(cells["mean"])
+            if cells["outcome"] != "reference" and (mean := _number(cells.get("mean", ""))) is not None:
+                run.summary[f"{cells['task']}/{cells['mixer']}"] = mean
     finally:
         run.finish()
 

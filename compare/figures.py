@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from compare import stats
-from compare.tables import Table, along, binary, curve, si
+from compare.slices import by_axis
+from compare.tables import Table, curve
+from compare.text import binary, si
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers and dashes tell the labels apart in print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D3B")
@@ -47,7 +49,7 @@ def draw(table: Table) -> list[Figure]:
     and against FLOPs, time and memory against length, and which layers are what; what there is."""
     state = f"bytes of state{f' after {table.length} tokens' * bool(table.length)}"
     figures = [
-        *(_by_slice(table, axis, points) for axis, points in slices(table).items()),
+        *(_by_slice(table, axis, points) for axis, points in by_axis(table).items()),
         _curves(table, "step", "steps"),
         _curves(table, "seconds", "time"),
         _against(table, "state", state, lambda row: row.cost("state_bytes"), binary),
@@ -57,35 +59,6 @@ def draw(table: Table) -> list[Figure]:
         _layers(table),
     ]
     return [figure for figure in figures if figure]
-
-
-def slices(table: Table) -> dict[str, dict]:
-    """{axis: {label: {value: [the seeds' scores]}}} for every axis that has two values or more."""
-    axes: dict[str, dict] = {}
-    for row in table.rows:
-        for run in row.runs:
-            places = [(_place(part), part) for part in run.get("slices") or []]
-            for axis in dict.fromkeys(axis for place, _ in places for axis in place):
-                # a number's figure is what the table's reach is read from: other things at their least
-                numbers = along(run, axis) or [(place[axis], part) for place, part in places if axis in place]
-                for value, part in numbers:
-                    scores = axes.setdefault(axis, {}).setdefault(row.label, {}).setdefault(value, [])
-                    if part.get("score") is not None and not part.get("reason"):
-                        scores.append(part["score"])
-    return {axis: labels for axis, labels in axes.items() if len({v for at in labels.values() for v in at}) > 1}
-
-
-def _place(part: dict) -> dict[str, float | str]:
-    """Where on which axes a slice lies: its values by name, or one value under the slice's own name."""
-    values = part["values"] if isinstance(part["values"], dict) else {part["name"]: part["values"]}
-    return {
-        axis: value
-        if isinstance(value, int | float)
-        else "–".join(map(str, value))
-        if isinstance(value, list)
-        else str(value)
-        for axis, value in values.items()
-    }
 
 
 def _by_slice(table: Table, axis: str, labels: dict) -> Figure:

@@ -29,8 +29,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from compare import identity, stats
+from compare.notes import UNITS, matched
 from compare.overrides import key_of
-from compare.tables import UNITS, matched, values_text
+from compare.text import values_text
 
 log = logging.getLogger(__name__)
 BASELINE = "SEQMIX_BASELINE"  # in the environment: the mixer of which a sweep trains a twin; empty: every one

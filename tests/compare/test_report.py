@@ -14,8 +14,12 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from compare import figures, results, tables
-from compare.report import compare, report
+from compare import figures, results, slices
+from compare.columns import columns
+from compare.comparison import compare
+from compare.notes import HANDS_OFF
+from compare.report import report
+from compare.text import binary, si
 
 
 def table(records):
@@ -80,7 +84,7 @@ def test_a_long_label_leaves_room_for_the_axes(record):
 def test_a_run_that_never_had_data_does_not_differ(record, stopped):
     got = table([record("softmax", 0), stopped("fnet", 0, "impossible", "looks ahead: it does")])
     assert [row.outcome for row in got.rows] == ["finished", "impossible"]
-    cells = [column.cell(got.rows[1]).text for column in tables.columns(got)]
+    cells = [column.cell(got.rows[1]).text for column in columns(got)]
     assert "impossible: looks ahead" in cells
     assert "fnet seed 0: impossible: looks ahead: it does" in got.notes
 
@@ -90,14 +94,14 @@ def test_a_slice_that_was_not_run_leaves_no_mean(record):
     partly["test"]["score"] = None
     partly["slices"][-1] |= {"score": None, "reason": "not run: length 512 is above max_length=256"}
     got = table([record("softmax", 0), partly])
-    assert "not run in part: see the notes" in [column.cell(got.rows[1]).text for column in tables.columns(got)]
+    assert "not run in part: see the notes" in [column.cell(got.rows[1]).text for column in columns(got)]
     assert "linformer seed 0, 32 pairs: not run: length 512 is above max_length=256" in got.notes
 
 
 def test_slices_are_means_over_seeds(record):
     other = record("gla", 1, 0.2)
     other["slices"][0] |= {"score": None, "reason": "not run: too long"}
-    got = tables.slices(table([record("softmax", 0, 0.8), record("softmax", 1, 0.4), other]))
+    got = slices.means(table([record("softmax", 0, 0.8), record("softmax", 1, 0.4), other]))
     assert got[0] == ["slice", "softmax", "gla"]
     assert got[1] == ["4 pairs", f"{0.6 * 8 / 11:.3f}", "not run"]
     assert got[4] == ["32 pairs", f"{0.6 * 8 / 39:.3f}", f"{0.2 * 8 / 39:.3f}"]
@@ -148,7 +152,7 @@ def test_two_seeds_name_no_winner(record):
     got = table(runs(record, softmax=[0.1, 0.1], gla=[0.9, 0.9]))
     assert got.verdict == "No winner: gla and softmax share 2 seeds, and below 3 nothing is inferred."
     assert got.rows[1].p is None
-    assert not any("p (Holm)" in column.head for column in tables.columns(got))
+    assert not any("p (Holm)" in column.head for column in columns(got))
 
 
 def test_a_perfect_record_without_spread_is_not_proof(record):
@@ -202,7 +206,7 @@ def test_the_same_columns_everywhere(sweep, tmp_path):
     page = html.unescape((tmp_path / "report.html").read_text())
     with (tmp_path / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
-    for column in tables.columns(table(sweep())):
+    for column in columns(table(sweep())):
         assert column.head in terminal and column.head in markdown and column.head in page
         assert set(column.names) <= rows[0].keys()
     assert [row["mixer"] for row in rows][-2:] == ["chance", "majority"]
@@ -211,7 +215,7 @@ def test_the_same_columns_everywhere(sweep, tmp_path):
     for text in (terminal, markdown, page):
         assert "impossible: looks ahead" in text
         assert "chance" in text and "0.125" in text
-        assert tables.HANDS_OFF in text
+        assert HANDS_OFF in text
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -221,7 +225,7 @@ def test_a_narrow_terminal_cuts_nothing_off(sweep, tmp_path, width):
         report(sweep(), tmp_path, console)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
-    for column in tables.columns(table(sweep())):
+    for column in columns(table(sweep())):
         assert column.head in text
 
 
@@ -305,7 +309,7 @@ def sliced(*scores):
 
 def cell(got, label, head):
     (row,) = [row for row in got.rows if row.label == label]
-    (column,) = [column for column in tables.columns(got) if column.head == head]
+    (column,) = [column for column in columns(got) if column.head == head]
     return column.cell(row)
 
 
@@ -334,7 +338,7 @@ def test_capacity_and_extrapolation_of_known_curves(record):
 
 
 def test_without_slices_of_their_kind_there_is_no_capacity(record):
-    heads = {column.head for column in tables.columns(table([record("gla", 0, slices=[])]))}
+    heads = {column.head for column in columns(table([record("gla", 0, slices=[])]))}
     assert not heads & {"pairs at 90 %", "pairs per KiB of state", "longest at 90 %"}
 
 
@@ -408,8 +412,8 @@ def test_a_refused_comparison_writes_nothing(record, tmp_path):
 
 
 def test_units():
-    assert [tables.si(x) for x in (0, 950, 1234, 999_600, 5e9)] == ["0", "950", "1.23 k", "1 M", "5 G"]
-    assert [tables.binary(x) for x in (0, 1000, 2048, 5 << 20)] == ["0 B", "1000 B", "2 KiB", "5 MiB"]
+    assert [si(x) for x in (0, 950, 1234, 999_600, 5e9)] == ["0", "950", "1.23 k", "1 M", "5 G"]
+    assert [binary(x) for x in (0, 1000, 2048, 5 << 20)] == ["0 B", "1000 B", "2 KiB", "5 MiB"]
 
 
 def run_main(*arguments):
