@@ -195,7 +195,19 @@ def table(rows: list[dict]) -> str:
 
 
 class StepBar(RichProgressBar):
-    """Says "step" where Lightning would count the epochs of an endless loader."""
+    """Counts the steps of the whole run, those before it was resumed too. Lightning would count epochs of an endless
+    loader, and all steps against the number that is left."""
+
+    @property
+    def total_train_batches(self) -> int:
+        return self.trainer.max_steps
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        if self.progress is not None and self.train_progress_bar_id is not None:
+            self.progress.reset(
+                self.train_progress_bar_id, total=self.total_train_batches, completed=trainer.global_step
+            )
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "step"
