@@ -108,12 +108,14 @@ def _curves(table: Table, key: str, name: str) -> Figure | None:
                 continue
             style, at = _look(table, label) | {"marker": ""}, {}
             for seed, points in own.items():
-                ax.plot(*zip(*points, strict=True), color=style["color"], linewidth=0.6, alpha=0.4)
                 for place, value in points:
                     at.setdefault(place, []).append(value)
                     data.append([label, seed, place, value])
             shared = sorted(place for place, values in at.items() if len(values) == len(own))
             shared = shared if len(shared) > 1 else []
+            thin = {"linewidth": 0.6, "alpha": 0.4} if shared else {"linewidth": 1, "alpha": 0.8}
+            for points in own.values():
+                ax.plot(*zip(*points, strict=True), color=style["color"], **thin)
             ax.plot(shared, [stats.mean(at[place]) for place in shared], label=label, **style)
         _references(ax, table)
         ax.set(xlabel=key, ylabel=f"validation {table.metric}")
@@ -179,10 +181,12 @@ def _by_length(table: Table, name: str, key: str, ylabel: str) -> Figure | None:
             ax.plot(*zip(*points, strict=True), label=label, **_look(table, label))
         lengths = sorted({length for at in costs.values() for length in at})
         ax.set_xscale("log", base=2)
-        ax.set_yscale("log")
+        least, most = min(cost for *_, cost in data), max(cost for *_, cost in data)
+        if least > 0 and most >= 4 * least:  # else there may be no power of two to mark
+            ax.set_yscale("log", base=2)
         ax.set_xticks(lengths, [str(length) for length in lengths])
-        for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            axis_formatter(lambda value, _: binary(value) if key == "peak_bytes" else si(value))
+        ax.yaxis.set_major_formatter(lambda value, _: binary(value) if key == "peak_bytes" else si(value))
+        ax.minorticks_off()
         ax.set(xlabel="tokens in one training step", ylabel=ylabel)
 
     return figure(table.task, f"{name} against length", plot, ["mixer", "length", ylabel], data)

@@ -12,7 +12,7 @@ from compare.tables import Comparison, Table
 STYLE = """
 :root { color-scheme: light; --ink: #1d2127; --soft: #646b75; --line: #e3e6ea; --tint: #f7f8fa; --link: #0a58a8; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 86rem; color: var(--ink); background: #fff;
+body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 104rem; color: var(--ink); background: #fff;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.75rem; font-weight: 650; letter-spacing: -0.01em; margin: 0; }
 h2 { font-size: 1.3rem; font-weight: 650; margin: 0; }
