@@ -38,6 +38,7 @@ def job(cfg: DictConfig) -> None:
     try:
         cfg.label = identity.label()
         record = identity.described(cfg)
+        identity.writable(cfg.runs)
         overrides.unused(cfg)
         settled = plan.settle(cfg, run)
         record = run(cfg, identity.described(cfg) | settled, identity.place(cfg))

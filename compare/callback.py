@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from compare import results
-from compare.identity import SWEEP
+from compare.identity import SWEEP, writable
 from compare.plan import BASELINE
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,10 @@ class CompareCallback(Callback):
                 "error: hydra/sweeper=optuna would choose among the runs that report: write what to choose as "
                 'select="optimizer.lr=tag(log, interval(1e-4, 1e-1))" select_trials=20, which asks the same Optuna'
             )
+        try:
+            writable(config.runs)  # where Hydra itself writes first, and would end with a trace
+        except ValueError as error:
+            sys.exit(f"error: {error}")
         os.environ[SWEEP] = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         os.environ[BASELINE] = baseline(swept(config, "mixer"))
 
@@ -64,8 +68,6 @@ def baseline(mixers: list[str]) -> str:
 def compare_sweep(config: DictConfig, sweep: str) -> int:
     """Reports on the sweep's records and returns the exit code; ValueError where they cannot be compared."""
     records = results.read_all(Path(config.runs), sweep)
-    if not records:
-        raise ValueError(f"no run of sweep {sweep} left a record below {config.runs}")
     from compare.report import report
 
     directory = Path(config.runs) / "comparisons" / sweep

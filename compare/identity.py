@@ -3,6 +3,7 @@
 import os
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +31,15 @@ def label() -> str:
             others.append(override.lstrip("+").replace("/", "."))
     text = ",".join(["+".join(dict.fromkeys(mixers)), *sorted(others)])
     return text if len(text) <= 80 else f"{text[:71]}-{sha256(text.encode()).hexdigest()[:8]}"
+
+
+def writable(runs: str) -> None:
+    """Makes the directory of all runs. Raises ValueError where it cannot be made or written to."""
+    try:
+        Path(runs).mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=runs).close()
+    except OSError as error:
+        raise ValueError(f"runs={runs} cannot be written to ({error.strerror}): choose another runs=") from None
 
 
 def place(cfg: DictConfig) -> Path:
