@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from compare import figures, results, slices
+from compare import figures, results, slices, stats
 from compare.columns import columns
 from compare.comparison import compare
 from compare.notes import HANDS_OFF
@@ -195,6 +195,72 @@ def test_a_diverged_run_counts_as_not_solved(record, stopped):
     assert cell(got, "softmax", "solved").text.startswith("2/3 [")
     lost = table([record("softmax", 0), *(stopped("gla", seed, "diverged", "nan") for seed in range(3))]).rows[1]
     assert lost.solved[:2] == (0, 3) and lost.mean is None
+
+
+def test_a_threshold_of_a_loss_is_reached_from_above(record):
+    metric = {"name": "loss", "higher_is_better": False, "solved": 0.5}
+    curve = [{"step": 1, "validation/score": 0.7}, {"step": 2, "validation/score": 0.4}]
+    ends = {"curve": curve, "slices": sliced((64, 4, 0.2), (64, 8, 0.8)), "metric": metric}
+    got = table([record("softmax", seed, score, **ends) for seed, score in enumerate([0.5, 0.9])])
+    assert got.rows[0].solved[:2] == (1, 2) and got.rows[0].steps == [2, 2]
+    assert 4 < cell(got, "softmax", "pairs at 50 %").raw[0] < 8
+    assert any(note.startswith("solved: loss of at most 0.5") for note in got.notes)
+    assert any(note.startswith("no better than chance (0.125)") for note in got.notes)  # the least of the references
+
+
+def test_steps_are_of_the_runs_that_have_a_score(record, stopped):
+    cut = stopped("softmax", 1, "interrupted", "SIGINT") | {"curve": [{"step": 7, "validation/score": 1.0}]}
+    row = table([record("softmax", 0, 0.95), cut]).rows[0]
+    assert len(row.steps) == 1 and row.steps[0] > 7 and row.solved[:2] == (1, 1)
+
+
+def test_a_twin_is_held_against_the_one_it_repeats(record):
+    runs_ = runs(record, softmax=[0.5] * 3, gla=[0.7] * 3)
+    twins = [record("gla,aa", seed, 0.72, mixer="gla", aa="gla") for seed in range(3)]
+    got = table(twins + runs_)
+    assert got.baseline == "softmax"
+    differences = {row.label: row.difference and row.difference.mean for row in got.rows}
+    assert differences == {"softmax": None, "gla": pytest.approx(0.2), "gla,aa": pytest.approx(0.02)}
+    assert table([record("softmax,aa", 0, aa="softmax"), record("softmax", 0)]).baseline == "softmax"
+
+
+def test_a_verdict_counts_all_pairs(record):
+    scores = {"softmax": [0.5, 0.51, 0.49, 0.5], "gla": [0.9, 0.92, 0.88, 0.91], "delta": [0.89, 0.91, 0.88, 0.9]}
+    got = table(runs(record, **scores))
+    gap = [a - b for a, b in zip(scores["gla"], scores["delta"], strict=True)]
+    needed = stats.seeds_needed(gap, alpha=0.05 / 3)
+    assert needed > stats.seeds_needed(gap)
+    p = stats.paired(gap).p  # the largest of three, which Holm leaves as it is
+    assert f"(p = {p:.3f}, Holm); about {needed} would" in got.verdict
+    close = runs(record, a=[0.5, 0.6, 0.7], b=[0.51, 0.62, 0.77], c=[0.3, 0.45, 0.5])
+    raw = [stats.paired([x["test"]["score"] - y["test"]["score"] for x, y in zip(close[3:6], other, strict=True)]).p
+           for other in (close[:3], close[6:])]  # fmt: skip
+    assert min(raw) < 0.05 and table(close).verdict.startswith("No winner")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"torch": "2.14"},
+            "the runs differ in torch (2.13 in softmax seed 0; 2.14 in gla seed 0): differences may come",
+        ),
+        (
+            {"cpu": "AVX512"},
+            "machine (linux AVX2 in softmax seed 0; linux AVX512 in gla seed 0): times cannot be compared",
+        ),
+    ],
+)
+def test_another_machine_or_version_is_a_warning(record, change, words):
+    environment = record("gla", 0)["environment"] | change
+    (warning,) = compare([record("softmax", 0), record("gla", 0, environment=environment)]).warnings
+    assert words in warning
+
+
+def test_without_scipy_there_is_no_comparison(record, monkeypatch):
+    monkeypatch.setattr("compare.comparison.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=re.escape("pip install seqmix[report]")):
+        compare([record("softmax", 0)])
 
 
 def test_the_same_columns_everywhere(sweep, tmp_path):
