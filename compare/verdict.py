@@ -71,4 +71,4 @@ def verdict(rows: list[Row], higher: bool) -> str:
     needed = stats.seeds_needed(gap, alpha=0.05 / len(pairs))
     if needed is None:
         return f"{claim}; their spread does not tell how many would."
-    return f"{claim}; about {max(needed, len(gap) + 1):,} would, if gap and spread are as seen (80 % power)."
+    return f"{claim}; about {needed:,} would, if gap and spread are as seen (80 % power)."
