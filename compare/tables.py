@@ -114,8 +114,8 @@ def differences(row: Row, other: Row) -> list[float]:
 
 def curve(run: dict, key: str = "step") -> list[tuple[float, float]]:
     """(step, or seconds of training, and validation score) where there is one."""
-    points = [(p[key], p.get("validation/score", p.get("validation"))) for p in run.get("curve") or [] if key in p]
-    return [(step, score) for step, score in points if score is not None]
+    points = [(point.get(key), point.get("validation/score")) for point in run.get("curve") or []]
+    return [(at, score) for at, score in points if at is not None and score is not None]
 
 
 def threshold(metric: dict) -> float | None:

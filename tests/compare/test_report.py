@@ -214,6 +214,17 @@ def test_steps_are_of_the_runs_that_have_a_score(record, stopped):
     assert len(row.steps) == 1 and row.steps[0] > 7 and row.solved[:2] == (1, 1)
 
 
+def test_seeds_to_tell_are_said_where_so_many_do_not(record):
+    clear, open_ = table(runs(record, softmax=[0.5] * 4, a=[0.6, 0.61, 0.6, 0.6], b=[0.45, 0.6, 0.5, 0.6])).rows[1:]
+    assert clear.p < 0.05 <= open_.p and clear.seeds_needed is None and open_.seeds_needed > 4
+
+
+def test_a_cost_is_that_of_the_longest_length_and_the_dearest_seed(record):
+    costs = [{"64": 1, "256": 2, "1024": 3}, {"64": 1, "256": 2, "1024": 4}]
+    row = table([record("gla", seed, state_bytes=cost) for seed, cost in enumerate(costs)]).rows[0]
+    assert row.cost("state_bytes") == 4
+
+
 def test_a_twin_is_held_against_the_one_it_repeats(record):
     runs_ = runs(record, softmax=[0.5] * 3, gla=[0.7] * 3)
     twins = [record("gla,aa", seed, 0.72, mixer="gla", aa="gla") for seed in range(3)]
