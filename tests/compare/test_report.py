@@ -225,6 +225,25 @@ def test_a_cost_is_that_of_the_longest_length_and_the_dearest_seed(record):
     assert row.cost("state_bytes") == 4
 
 
+def test_a_twin_is_in_no_note_but_its_own(record):
+    lr = {"optimizer.lr": 0.1}
+    chosen = {"grid": {"optimizer.lr": [0.1, 1]}, "seeds": [7], "chosen": lr, "edge": [*lr]}
+    chosen["trials"] = [{"values": lr, "scores": [0.1]}]
+    match = {"by": "params", "to": "gla", "length": 8, "target": 9, "reached": 9, "residual": 0, "met": True}
+    match |= {"moved": {}, "sizes": []}
+    planned = {"selection": chosen, "match": match}
+    got = compare([record("softmax", 0, 0.1, **planned), record("softmax,aa", 0, 0.1, aa="softmax", **planned)])
+    assert got.warnings == ["recall: softmax chose optimizer.lr=0.1, on the edge of its grid: widen it"]
+    assert not any("softmax,aa" in note for note in got.tables[0].notes)
+
+
+def test_runs_are_by_seed_and_many_are_not_all_named(record):
+    records = [record("gla", seed) for seed in (10, 2, 3)]
+    assert [run["seed"] for run in table(records).rows[0].runs] == [2, 3, 10]
+    with pytest.raises(ValueError, match="torch in gla seed 10, gla seed 2 and 1 more, fla in a seed 0"):
+        compare([*records, record("a", 0, engine="fla")])
+
+
 def test_a_twin_is_held_against_the_one_it_repeats(record):
     runs_ = runs(record, softmax=[0.5] * 3, gla=[0.7] * 3)
     twins = [record("gla,aa", seed, 0.72, mixer="gla", aa="gla") for seed in range(3)]
