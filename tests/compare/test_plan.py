@@ -317,4 +317,6 @@ def test_the_floor_is_of_equal_seeds_and_no_contender(record):
     rows = {row.label: row for row in got.rows}
     assert rows["softmax,aa"].p is None and rows["softmax,aa"].difference.mean == pytest.approx(0.45)
     assert rows["gla"].p == without.rows[1].p
-    assert any("A/A: softmax initialised anew differs from itself by +0.450 [" in note for note in got.notes)
+    (note,) = [note for note in got.notes if note.startswith("A/A")]
+    assert note.startswith("A/A: softmax initialised anew differs from itself by +0.450 [")
+    assert note.endswith("], at most 0.470 at one of 4 seeds: smaller gaps are noise")

@@ -153,6 +153,7 @@ def test_two_seeds_name_no_winner(record):
     assert got.verdict == "No winner: gla and softmax share 2 seeds, and below 3 nothing is inferred."
     assert got.rows[1].p is None
     assert not any("p (Holm)" in column.head for column in columns(got))
+    assert "below 3 seeds there are no intervals and no tests" in got.notes
 
 
 def test_a_perfect_record_without_spread_is_not_proof(record):
