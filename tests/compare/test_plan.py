@@ -238,6 +238,20 @@ def test_a_sweep_whose_rates_optuna_chooses(tmp_path):
 def test_selection_on_the_seed_that_reports_is_refused(config, tmp_path):
     with pytest.raises(ValueError, match="would select on what it reports"):
         selecting(config, tmp_path, {}, "seed=8")
+    with pytest.raises(ValueError, match=r"selection_seeds=\[\] must be seeds"):
+        selecting(config, tmp_path, {}, "selection_seeds=[]")
+
+
+def test_of_a_loss_the_least_is_chosen(config, tmp_path):
+    cfg, done, _ = selecting(config, tmp_path, {0.001: 0.5, 0.003: 0.9, 0.01: 0.6}, "task=code")
+    assert cfg.optimizer.lr == 0.001 and done["edge"] == ["optimizer.lr"]
+
+
+def test_what_cannot_be_built_is_left_to_the_run(config, tmp_path):
+    cfg, seen = config("select='optimizer.lr=1e-3,3e-3'"), []
+    assert plan.select(cfg, tmp_path, lambda *trial: seen.append(trial) or {"outcome": "impossible"}) == {}
+    assert len(seen) == 1 and cfg.optimizer.lr == config().optimizer.lr
+    assert plan.match(config("mixer.n_heads=7", "match=params"), config) == {}
 
 
 def test_where_no_trial_finished_nothing_is_chosen(config, tmp_path):
