@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from compare import identity, overrides, plan
+from compare import identity, overrides
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def job(cfg: DictConfig) -> None:
+    from compare import plan  # here, where the configuration is composed
+
     overrides.resolvers()  # in a process that a launcher started, main() did not run
     record: dict = {}
     try:
