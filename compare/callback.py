@@ -14,10 +14,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from compare import results
+from compare.identity import SWEEP, writable
+from compare.plan import BASELINE
 
 log = logging.getLogger(__name__)
-SWEEP = "SEQMIX_SWEEP"  # in the environment, so that launchers hand it to the processes they start
-BASELINE = "SEQMIX_BASELINE"  # the mixer that aa=true trains a second time; empty: every one
 
 
 class CompareCallback(Callback):
@@ -29,6 +29,10 @@ class CompareCallback(Callback):
                 "error: hydra/sweeper=optuna would choose among the runs that report: write what to choose as "
                 'select="optimizer.lr=tag(log, interval(1e-4, 1e-1))" select_trials=20, which asks the same Optuna'
             )
+        try:
+            writable(config.runs)  # where Hydra itself writes first, and would end with a trace
+        except ValueError as error:
+            sys.exit(f"error: {error}")
         os.environ[SWEEP] = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         os.environ[BASELINE] = baseline(swept(config, "mixer"))
 
@@ -64,8 +68,6 @@ def baseline(mixers: list[str]) -> str:
 def compare_sweep(config: DictConfig, sweep: str) -> int:
     """Reports on the sweep's records and returns the exit code; ValueError where they cannot be compared."""
     records = results.read_all(Path(config.runs), sweep)
-    if not records:
-        raise ValueError(f"no run of sweep {sweep} left a record below {config.runs}")
     from compare.report import report
 
     directory = Path(config.runs) / "comparisons" / sweep
@@ -104,8 +106,8 @@ def log_comparison(config: DictConfig, records: list[dict], directory: Path, swe
         drawn = {f"{task}/{one.title}": wandb.Html(one.svg) for task, several in figures.items() for one in several}
         run.log({"comparison": table, "report": wandb.Html(str(directory / "report.html")), **drawn})
         for cells in (dict(zip(head, row, strict=True)) for row in rows):
-            if cells["outcome"] != "reference" and _number(cells["mean"]) is not None:
-                run.summary[f"{cells['task']}/{cells['mixer']}"] = _number(cells["mean"])
+            if cells["outcome"] != "reference" and (mean := _number(cells.get("mean", ""))) is not None:
+                run.summary[f"{cells['task']}/{cells['mixer']}"] = mean
     finally:
         run.finish()
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from compare import stats
-from compare.tables import Table, along, binary, curve, si
+from compare.slices import by_axis
+from compare.tables import Table, curve
+from compare.text import binary, si
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers and dashes tell the labels apart in print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D3B")
@@ -47,7 +49,7 @@ def draw(table: Table) -> list[Figure]:
     and against FLOPs, time and memory against length, and which layers are what; what there is."""
     state = f"bytes of state{f' after {table.length} tokens' * bool(table.length)}"
     figures = [
-        *(_by_slice(table, axis, points) for axis, points in slices(table).items()),
+        *(_by_slice(table, axis, points) for axis, points in by_axis(table).items()),
         _curves(table, "step", "steps"),
         _curves(table, "seconds", "time"),
         _against(table, "state", state, lambda row: row.cost("state_bytes"), binary),
@@ -57,35 +59,6 @@ def draw(table: Table) -> list[Figure]:
         _layers(table),
     ]
     return [figure for figure in figures if figure]
-
-
-def slices(table: Table) -> dict[str, dict]:
-    """{axis: {label: {value: [the seeds' scores]}}} for every axis that has two values or more."""
-    axes: dict[str, dict] = {}
-    for row in table.rows:
-        for run in row.runs:
-            places = [(_place(part), part) for part in run.get("slices") or []]
-            for axis in dict.fromkeys(axis for place, _ in places for axis in place):
-                # a number's figure is what the table's reach is read from: other things at their least
-                numbers = along(run, axis) or [(place[axis], part) for place, part in places if axis in place]
-                for value, part in numbers:
-                    scores = axes.setdefault(axis, {}).setdefault(row.label, {}).setdefault(value, [])
-                    if part.get("score") is not None and not part.get("reason"):
-                        scores.append(part["score"])
-    return {axis: labels for axis, labels in axes.items() if len({v for at in labels.values() for v in at}) > 1}
-
-
-def _place(part: dict) -> dict[str, float | str]:
-    """Where on which axes a slice lies: its values by name, or one value under the slice's own name."""
-    values = part["values"] if isinstance(part["values"], dict) else {part["name"]: part["values"]}
-    return {
-        axis: value
-        if isinstance(value, int | float)
-        else "–".join(map(str, value))
-        if isinstance(value, list)
-        else str(value)
-        for axis, value in values.items()
-    }
 
 
 def _by_slice(table: Table, axis: str, labels: dict) -> Figure:
@@ -135,12 +108,14 @@ def _curves(table: Table, key: str, name: str) -> Figure | None:
                 continue
             style, at = _look(table, label) | {"marker": ""}, {}
             for seed, points in own.items():
-                ax.plot(*zip(*points, strict=True), color=style["color"], linewidth=0.6, alpha=0.4)
                 for place, value in points:
                     at.setdefault(place, []).append(value)
                     data.append([label, seed, place, value])
             shared = sorted(place for place, values in at.items() if len(values) == len(own))
             shared = shared if len(shared) > 1 else []
+            thin = {"linewidth": 0.6, "alpha": 0.4} if shared else {"linewidth": 1, "alpha": 0.8}
+            for points in own.values():
+                ax.plot(*zip(*points, strict=True), color=style["color"], **thin)
             ax.plot(shared, [stats.mean(at[place]) for place in shared], label=label, **style)
         _references(ax, table)
         ax.set(xlabel=key, ylabel=f"validation {table.metric}")
@@ -206,10 +181,12 @@ def _by_length(table: Table, name: str, key: str, ylabel: str) -> Figure | None:
             ax.plot(*zip(*points, strict=True), label=label, **_look(table, label))
         lengths = sorted({length for at in costs.values() for length in at})
         ax.set_xscale("log", base=2)
-        ax.set_yscale("log")
+        least, most = min(cost for *_, cost in data), max(cost for *_, cost in data)
+        if least > 0 and most >= 4 * least:  # else there may be no power of two to mark
+            ax.set_yscale("log", base=2)
         ax.set_xticks(lengths, [str(length) for length in lengths])
-        for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            axis_formatter(lambda value, _: binary(value) if key == "peak_bytes" else si(value))
+        ax.yaxis.set_major_formatter(lambda value, _: binary(value) if key == "peak_bytes" else si(value))
+        ax.minorticks_off()
         ax.set(xlabel="tokens in one training step", ylabel=ylabel)
 
     return figure(table.task, f"{name} against length", plot, ["mixer", "length", ylabel], data)

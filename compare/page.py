@@ -5,13 +5,14 @@ import json
 from collections.abc import Sequence
 from html import escape
 
-from compare import results
-from compare.tables import Column, Comparison, Row, Table, columns, slices
+from compare import results, slices
+from compare.columns import Cell, Column, columns
+from compare.tables import Comparison, Table
 
 STYLE = """
 :root { color-scheme: light; --ink: #1d2127; --soft: #646b75; --line: #e3e6ea; --tint: #f7f8fa; --link: #0a58a8; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 86rem; color: var(--ink); background: #fff;
+body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 104rem; color: var(--ink); background: #fff;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.75rem; font-weight: 650; letter-spacing: -0.01em; margin: 0; }
 h2 { font-size: 1.3rem; font-weight: 650; margin: 0; }
@@ -130,15 +131,18 @@ def _grid(table: Table) -> str:
     head = "".join(
         f'<th{_left(column)} scope="col"><button type="button">{escape(column.head)}</button></th>' for column in shown
     )
-    body = "".join(_row(row, shown) for row in table.rows)
-    for name, value in table.references.items():
-        cells = {"mixer": (name, name), "mean": (f"{value:.3f}", value), "outcome": ("reference", "reference")}
-        body += f'<tr class="reference">{"".join(_cell(c, *cells.get(c.names[0], ("", ""))) for c in shown)}</tr>'
+    body = "".join(
+        f"<tr{'' if row.scores else ' class=none'}>{''.join(_cell(column, column.cell(row)) for column in shown)}</tr>"
+        for row in table.rows
+    )
+    for known in table.references.items():
+        cells = "".join(_cell(column, column.reference(*known)) for column in shown)
+        body += f'<tr class="reference">{cells}</tr>'
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _slices(table: Table) -> str:
-    head, *lines = slices(table) or [[]]
+    head, *lines = slices.means(table) or [[]]
     return plain(head, lines) if lines else ""
 
 
@@ -152,17 +156,9 @@ def plain(head: list[str], lines: list[list[str]]) -> str:
     return f'<div class="scroll slices"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _row(row: Row, shown: list[Column]) -> str:
-    cells = "".join(
-        _cell(column, cell.text, "" if cell.raw[0] is None else cell.raw[0])
-        for column in shown
-        for cell in [column.cell(row)]
-    )
-    return f"<tr{'' if row.scores else ' class=none'}>{cells}</tr>"
-
-
-def _cell(column: Column, text: str, value) -> str:
-    return f'<td{_left(column)} data-value="{escape(str(value))}">{escape(text)}</td>'
+def _cell(column: Column, cell: Cell) -> str:
+    value = "" if cell.raw[0] is None else cell.raw[0]
+    return f'<td{_left(column)} data-value="{escape(str(value))}">{escape(cell.text)}</td>'
 
 
 def _left(column: Column) -> str:

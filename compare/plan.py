@@ -10,6 +10,7 @@ import importlib
 import itertools
 import logging
 import math
+import os
 import shlex
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
@@ -25,11 +28,41 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from compare import budget, stats
-from compare.tables import UNITS, matched, values_text
+from compare import identity, stats
+from compare.notes import UNITS, matched
+from compare.overrides import key_of
+from compare.text import values_text
 
 log = logging.getLogger(__name__)
+BASELINE = "SEQMIX_BASELINE"  # in the environment: the mixer of which a sweep trains a twin; empty: every one
 MLP = "model.backbone.mlp.expand"
+
+
+def settle(cfg: DictConfig, run: Callable[[DictConfig, dict, Path], dict]) -> dict:
+    """Match and select as cfg asks, which moves cfg; returns what the record is to say of it.
+
+    run(config, record, directory) gives the record of a run. Raises ValueError where match or select does.
+    """
+
+    def trial(cfg: DictConfig, values: dict, directory: Path) -> dict:
+        return run(cfg, identity.described(cfg) | {"trial": values}, directory)
+
+    done = {}
+    if cfg.match:
+        done["match"] = match(cfg, _with)
+    if cfg.select:
+        done["selection"] = select(cfg, identity.place(cfg).parent / "select", trial)
+    return {key: what for key, what in done.items() if what}
+
+
+def _with(mixer: str) -> DictConfig:
+    """This run's configuration with another mixer, with that one's own values."""
+    given = HydraConfig.get().overrides
+    search = [word for word in given.hydra if word.startswith("hydra.searchpath")]
+    rest = [word for word in given.task if key_of(word).split(".")[0] != "mixer"]
+    cfg = compose("train", overrides=[*search, *rest, f"mixer={mixer}"])
+    cfg.label = mixer
+    return cfg
 
 
 def match(cfg: DictConfig, other: Callable[[str], DictConfig]) -> dict:
@@ -38,6 +71,8 @@ def match(cfg: DictConfig, other: Callable[[str], DictConfig]) -> dict:
     other: the same configuration with another mixer. match=params may move the width of the MLP too; depth never moves.
     Raises ValueError for what cannot be matched. {} where the mixer cannot be built for the task at all.
     """
+    from compare import budget  # torch: seconds
+
     if cfg.match not in UNITS:
         raise ValueError(f"match={cfg.match}: it must be {', '.join(UNITS)}, or null")
     if not cfg.get("mixer"):
@@ -238,8 +273,14 @@ def _locked(place: Path) -> Iterator[None]:
         yield
 
 
-def twin(cfg: DictConfig) -> DictConfig:
-    """The same run under a second label: only the initial values of its mixers differ, which the label seeds too."""
+def twin(cfg: DictConfig, record: dict, run: Callable[[DictConfig, dict, Path], dict]) -> dict:
+    """The record of the same run under a second label, where the run is its sweep's baseline, or alone; else `record`.
+
+    Only the initial values of its mixers differ, which the label seeds too: without parameters there is no twin.
+    """
+    if record["mixer"] != os.environ.get(BASELINE, "") != "" or not record["parameters"]["mixer"]:
+        return record
     again = copy.deepcopy(cfg)
     again.label = f"{cfg.label},aa"
-    return again
+    planned = {key: record[key] for key in ("match", "selection") if key in record}
+    return run(again, identity.described(again) | planned | {"aa": record["label"]}, identity.place(again))

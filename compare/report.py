@@ -10,10 +10,10 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from compare import results
-from compare.tables import Column, Comparison, Table, columns, compare, slices
-
-__all__ = ["Comparison", "compare", "report"]
+from compare import results, slices
+from compare.columns import Column, columns
+from compare.comparison import compare
+from compare.tables import Comparison, Table
 
 NO_FIGURES = "No figures: matplotlib is not installed; pip install seqmix[report]."
 
@@ -89,7 +89,7 @@ def _grid(table: Table, shown: list[Column]) -> Grid:
 
 
 def _slices(table: Table) -> list[Grid]:
-    head, *lines = slices(table) or [[]]
+    head, *lines = slices.means(table) or [[]]
     return [plain(head, lines)] if lines else []
 
 
@@ -115,10 +115,8 @@ def markdown(comparison: Comparison) -> str:
         lines += [f"## {table.task}", "", f"{_direction(table).capitalize()}.", ""]
         lines += [line(column.head for column in shown), line("---" for _ in shown)]
         lines += [line(column.cell(row).text for column in shown) for row in table.rows]
-        for name, value in table.references.items():
-            cells = {"mixer": name, "mean": f"{value:.3f}", "outcome": "reference"}
-            lines.append(line(cells.get(column.names[0], "") for column in shown))
-        head, *parts = slices(table) or [[]]
+        lines += [line(column.reference(*known).text for column in shown) for known in table.references.items()]
+        head, *parts = slices.means(table) or [[]]
         if parts:
             lines += ["", line(head), line("---" for _ in head), *map(line, parts)]
         lines += ["", f"**{table.verdict}**", "", *(f"- {note}" for note in table.notes), ""]
@@ -134,11 +132,9 @@ def rows(comparison: Comparison) -> list[dict]:
     flat = []
     for table in comparison.tables:
         shown = columns(table)
-        for row in table.rows:
-            cells = [pair for column in shown for pair in zip(column.names, column.cell(row).raw, strict=False)]
-            flat.append({"task": table.task} | dict(cells))
-        flat += [
-            {"task": table.task, "mixer": name, "mean": value, "outcome": "reference"}
-            for name, value in table.references.items()
-        ]
+        lines = [[(column, column.cell(row)) for column in shown] for row in table.rows]
+        lines += [[(column, column.reference(*known)) for column in shown] for known in table.references.items()]
+        for cells in lines:
+            pairs = (pair for column, cell in cells for pair in zip(column.names, cell.raw, strict=False))
+            flat.append({"task": table.task} | dict(pairs))
     return flat

@@ -127,7 +127,8 @@ def read(path: Path) -> dict:
 def read_all(root: Path, sweep: str | None = None, file: str = FILE) -> list[dict]:
     """Every record below root in the order of its path, with that path as record["path"]; only the sweep's, if given.
 
-    A broken file is an error, unless a sweep is given whose id the file does not even mention.
+    A broken file is an error, unless a sweep is given whose id the file does not even mention. Raises ValueError where
+    no run is of the sweep.
     """
     records = []
     for path in sorted(Path(root).rglob(file)):
@@ -136,6 +137,8 @@ def read_all(root: Path, sweep: str | None = None, file: str = FILE) -> list[dic
         record = read(path)
         if sweep is None or record["sweep"] == sweep:
             records.append(record | {"path": str(path)})
+    if sweep is not None and file == FILE and not records:
+        raise ValueError(f"no run of sweep {sweep} left a record below {root}")
     return records
 
 

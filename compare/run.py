@@ -6,7 +6,6 @@ import functools
 import inspect
 import io
 import logging
-import os
 import signal
 import warnings
 from pathlib import Path
@@ -19,7 +18,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 
-from compare import budget, plan, results, speed
+from compare import budget, identity, plan, results, speed
 from mixers.ops import engines
 from models.backbone import LooksAhead
 from models.learner import Diverged, Learner, read_checkpoint
@@ -174,15 +173,15 @@ def make_trainer(cfg: DictConfig, directory: Path, logger) -> L.Trainer:
         ),
         StopBetweenSteps(directory / LAST),
     ]
-    single = not os.environ.get("SEQMIX_SWEEP")
-    if single and cfg.trainer.enable_progress_bar:
+    bar = cfg.trainer.enable_progress_bar and not identity.sweep()
+    if bar:
         callbacks.append(StepBar(leave=True))
     return instantiate(
         cfg.trainer,
         callbacks=callbacks,
         logger=logger or False,
         default_root_dir=str(directory),
-        enable_progress_bar=single and cfg.trainer.enable_progress_bar,
+        enable_progress_bar=bar,
     )
 
 
@@ -196,7 +195,19 @@ def table(rows: list[dict]) -> str:
 
 
 class StepBar(RichProgressBar):
-    """Says "step" where Lightning would count the epochs of an endless loader."""
+    """Counts the steps of the whole run, those before it was resumed too. Lightning would count epochs of an endless
+    loader, and all steps against the number that is left."""
+
+    @property
+    def total_train_batches(self) -> int:
+        return self.trainer.max_steps
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        if self.progress is not None and self.train_progress_bar_id is not None:
+            self.progress.reset(
+                self.train_progress_bar_id, total=self.total_train_batches, completed=trainer.global_step
+            )
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "step"

@@ -23,7 +23,7 @@ from torch import nn
 
 from compare import budget, page, results, speed, stats
 from compare.report import line, plain
-from compare.tables import binary, si
+from compare.text import binary, si
 
 MODES = {
     "forward": "forward, all logits",

@@ -135,11 +135,7 @@ def test_wandb_offline_holds_the_run(finished):
         (["model.backbone.pattern=[]", *TINY], ["pattern"]),
         (["experiment=hybrid", "mixer=gla", *TINY], ["mixer is composed but"]),
         (["mixer=gla", "mixer=softmax"], ["mixer=gla and mixer=softmax say the same thing twice"]),
-        (["+foo=1", *TINY], ["nothing reads foo"]),
-        (["+task.foo=1", *TINY], ["nothing reads task.foo"]),
         (["+optimizer.foo=1", *TINY], ["foo"]),
-        (["task.length=32", *TINY], ["task.length has no effect", "task.data"]),
-        (["match_to=gla", *TINY], ["match_to has no effect without match="]),
         (["mixer=fnet", *TINY], ["looks ahead"]),
         (["ckpt=last", *TINY], ["ckpt=last"]),
         (["ckpt=/nowhere/x.ckpt", *TINY], ["/nowhere/x.ckpt"]),
@@ -157,8 +153,9 @@ def test_bad_input_is_one_clear_sentence(arguments, words, tmp_path):
 def test_an_unwritable_place_is_one_clear_sentence(tmp_path):
     place = tmp_path / "file"
     place.write_text("")
-    code, _, err = train(*TINY, runs=place)
-    assert code != 0 and str(place) in err and "Traceback" not in err
+    for words in ([], ["-m"]):
+        code, _, err = train(*words, *TINY, runs=place)
+        assert code != 0 and f"runs={place} cannot be written to" in err and err.count("\n") == 1
 
 
 def test_a_corrupt_checkpoint_is_one_clear_sentence(tmp_path):

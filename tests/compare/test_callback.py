@@ -193,6 +193,18 @@ def test_a_wandb_run_that_fails_is_finished_too(tmp_path, record, monkeypatch):
     assert wandb.run is None
 
 
+def test_a_comparison_without_a_single_score_is_logged_too(tmp_path, monkeypatch):
+    import wandb
+
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    (tmp_path / "comparison.csv").write_text("task,mixer,outcome\nrecall,a,failed\n")  # and so no mean
+    (tmp_path / "report.html").write_text("<p>")
+    config = OmegaConf.create({"runs": str(tmp_path), "logger": {"project": "test", "offline": True}})
+    callback.log_comparison(config, [{"task": "recall"}], tmp_path, "s1", {})
+    assert wandb.run is None and list(tmp_path.rglob("offline-run-*"))
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 
-from compare import results, tables
+from compare import results
+from compare.comparison import compare
 from compare.figures import draw
 
 MIXER = """
@@ -69,7 +70,7 @@ def test_the_one_place_that_works_is_found(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (table,) = tables.compare(results.read_all(tmp_path / "runs")).tables
+    (table,) = compare(results.read_all(tmp_path / "runs")).tables
     (map_,) = [figure for figure in draw(table) if figure.title == "accuracy by place in depth"]
     found = list(csv.DictReader(map_.csv.splitlines()))
     assert [row["layers"] for row in found][0] == "b b a b" and len(found) == 4

@@ -9,7 +9,8 @@ import sys
 import pytest
 from hydra import compose, initialize_config_module
 
-from compare import budget, plan, results, tables
+from compare import budget, notes, plan, results
+from compare.comparison import compare
 
 TINY = [
     *("model.d_model=16", "trainer.max_steps=4", "trainer.val_check_interval=2", "logger=none", "probe=false"),
@@ -93,7 +94,7 @@ def test_a_budget_is_met_by_sizes_and_never_by_depth(config, mixer, by):
     target = budget.cost(lambda: plan.instantiate(config("mixer=softmax").model), by, 64)
     assert again == done["reached"] and target == done["target"]
     assert done["met"] == (abs(again / target - 1) <= 0.02)
-    assert by == "flops" or (mixer, by) == ("sliding_window", "params") or done["met"], tables.matched(done)
+    assert by == "flops" or (mixer, by) == ("sliding_window", "params") or done["met"], notes.matched(done)
     if by == "state":
         assert plan.MLP not in done["sizes"]
 
@@ -102,13 +103,13 @@ def test_only_params_may_move_the_mlp_and_it_says_so(config):
     cfg = config("mixer=gla", "match=params", "match_to=200000")
     done = plan.match(cfg, config)
     assert done["met"] and list(done["moved"]) == [plan.MLP]
-    assert f"{plan.MLP} 2 -> " in tables.matched(done)
+    assert f"{plan.MLP} 2 -> " in notes.matched(done)
 
 
 def test_what_cannot_be_met_says_what_it_could_reach(config):
     done = plan.match(config("mixer=gla", "match=state", "match_to=1000000"), config)
-    assert not done["met"] and "does NOT match 1,000,000 bytes of state" in tables.matched(done)
-    assert f"it could reach {done['reached']:,.0f}" in tables.matched(done) and "no sizes" in tables.matched(done)
+    assert not done["met"] and "does NOT match 1,000,000 bytes of state" in notes.matched(done)
+    assert f"it could reach {done['reached']:,.0f}" in notes.matched(done) and "no sizes" in notes.matched(done)
 
 
 @pytest.mark.parametrize(
@@ -165,12 +166,12 @@ def test_validation_chooses_among_as_many_trials_for_all(config, tmp_path):
 
 def test_a_choice_on_the_edge_of_the_grid_is_a_warning(config, tmp_path, record):
     _, done, _ = selecting(config, tmp_path, {0.001: 0.5, 0.003: 0.6, 0.01: 0.9})
-    got = tables.compare([record("softmax", 0, selection=done)])
+    got = compare([record("softmax", 0, selection=done)])
     assert got.warnings == ["recall: softmax chose optimizer.lr=0.01, on the edge of its grid: widen it"]
     (table,) = got.tables
     assert "selected by validation on seed 7, 8 alone, 6 trials for each mixer" in table.notes[0]
-    assert "softmax optimizer.lr=0.01" in table.notes[0] and tables.HANDS_OFF not in table.notes
-    assert tables.HANDS_OFF in tables.compare([record("softmax", 0)]).tables[0].notes
+    assert "softmax optimizer.lr=0.01" in table.notes[0] and notes.HANDS_OFF not in table.notes
+    assert notes.HANDS_OFF in compare([record("softmax", 0)]).tables[0].notes
 
 
 LOG = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
@@ -231,12 +232,26 @@ def test_a_sweep_whose_rates_optuna_chooses(tmp_path):
     for run in all_of(tmp_path):
         assert run["config"]["optimizer"]["lr"] in rates[run["mixer"]]
     text = next(tmp_path.rglob("comparison.md")).read_text()
-    assert "3 trials for each mixer" in text and tables.HANDS_OFF not in text
+    assert "3 trials for each mixer" in text and notes.HANDS_OFF not in text
 
 
 def test_selection_on_the_seed_that_reports_is_refused(config, tmp_path):
     with pytest.raises(ValueError, match="would select on what it reports"):
         selecting(config, tmp_path, {}, "seed=8")
+    with pytest.raises(ValueError, match=r"selection_seeds=\[\] must be seeds"):
+        selecting(config, tmp_path, {}, "selection_seeds=[]")
+
+
+def test_of_a_loss_the_least_is_chosen(config, tmp_path):
+    cfg, done, _ = selecting(config, tmp_path, {0.001: 0.5, 0.003: 0.9, 0.01: 0.6}, "task=code")
+    assert cfg.optimizer.lr == 0.001 and done["edge"] == ["optimizer.lr"]
+
+
+def test_what_cannot_be_built_is_left_to_the_run(config, tmp_path):
+    cfg, seen = config("select='optimizer.lr=1e-3,3e-3'"), []
+    assert plan.select(cfg, tmp_path, lambda *trial: seen.append(trial) or {"outcome": "impossible"}) == {}
+    assert len(seen) == 1 and cfg.optimizer.lr == config().optimizer.lr
+    assert plan.match(config("mixer.n_heads=7", "match=params"), config) == {}
 
 
 def test_where_no_trial_finished_nothing_is_chosen(config, tmp_path):
@@ -308,12 +323,14 @@ def test_the_floor_is_of_equal_seeds_and_no_contender(record):
     noise = [0.0, 0.01, -0.01, 0.02]
     runs = [record("softmax", seed, 0.5 + n) for seed, n in enumerate(noise)]
     runs += [record("gla", seed, 0.9 + n / 2) for seed, n in enumerate(noise)]
-    without = tables.compare(runs).tables[0]
+    without = compare(runs).tables[0]
     assert any(note.startswith("A/A: not measured") for note in without.notes)
     runs += [record("softmax,aa", seed, 0.95 + n, aa="softmax") for seed, n in enumerate(noise[::-1])]
-    got = tables.compare(runs).tables[0]
+    got = compare(runs).tables[0]
     assert got.baseline == "softmax" and got.verdict == without.verdict  # the twin neither wins nor is in the way
     rows = {row.label: row for row in got.rows}
     assert rows["softmax,aa"].p is None and rows["softmax,aa"].difference.mean == pytest.approx(0.45)
     assert rows["gla"].p == without.rows[1].p
-    assert any("A/A: softmax initialised anew differs from itself by +0.450 [" in note for note in got.notes)
+    (note,) = [note for note in got.notes if note.startswith("A/A")]
+    assert note.startswith("A/A: softmax initialised anew differs from itself by +0.450 [")
+    assert note.endswith("], at most 0.470 at one of 4 seeds: smaller gaps are noise")

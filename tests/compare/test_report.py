@@ -14,8 +14,12 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from compare import figures, results, tables
-from compare.report import compare, report
+from compare import figures, results, slices, stats
+from compare.columns import columns
+from compare.comparison import compare
+from compare.notes import HANDS_OFF
+from compare.report import report
+from compare.text import binary, si
 
 
 def table(records):
@@ -80,7 +84,7 @@ def test_a_long_label_leaves_room_for_the_axes(record):
 def test_a_run_that_never_had_data_does_not_differ(record, stopped):
     got = table([record("softmax", 0), stopped("fnet", 0, "impossible", "looks ahead: it does")])
     assert [row.outcome for row in got.rows] == ["finished", "impossible"]
-    cells = [column.cell(got.rows[1]).text for column in tables.columns(got)]
+    cells = [column.cell(got.rows[1]).text for column in columns(got)]
     assert "impossible: looks ahead" in cells
     assert "fnet seed 0: impossible: looks ahead: it does" in got.notes
 
@@ -90,14 +94,14 @@ def test_a_slice_that_was_not_run_leaves_no_mean(record):
     partly["test"]["score"] = None
     partly["slices"][-1] |= {"score": None, "reason": "not run: length 512 is above max_length=256"}
     got = table([record("softmax", 0), partly])
-    assert "not run in part: see the notes" in [column.cell(got.rows[1]).text for column in tables.columns(got)]
+    assert "not run in part: see the notes" in [column.cell(got.rows[1]).text for column in columns(got)]
     assert "linformer seed 0, 32 pairs: not run: length 512 is above max_length=256" in got.notes
 
 
 def test_slices_are_means_over_seeds(record):
     other = record("gla", 1, 0.2)
     other["slices"][0] |= {"score": None, "reason": "not run: too long"}
-    got = tables.slices(table([record("softmax", 0, 0.8), record("softmax", 1, 0.4), other]))
+    got = slices.means(table([record("softmax", 0, 0.8), record("softmax", 1, 0.4), other]))
     assert got[0] == ["slice", "softmax", "gla"]
     assert got[1] == ["4 pairs", f"{0.6 * 8 / 11:.3f}", "not run"]
     assert got[4] == ["32 pairs", f"{0.6 * 8 / 39:.3f}", f"{0.2 * 8 / 39:.3f}"]
@@ -148,7 +152,8 @@ def test_two_seeds_name_no_winner(record):
     got = table(runs(record, softmax=[0.1, 0.1], gla=[0.9, 0.9]))
     assert got.verdict == "No winner: gla and softmax share 2 seeds, and below 3 nothing is inferred."
     assert got.rows[1].p is None
-    assert not any("p (Holm)" in column.head for column in tables.columns(got))
+    assert not any("p (Holm)" in column.head for column in columns(got))
+    assert "below 3 seeds there are no intervals and no tests" in got.notes
 
 
 def test_a_perfect_record_without_spread_is_not_proof(record):
@@ -193,6 +198,101 @@ def test_a_diverged_run_counts_as_not_solved(record, stopped):
     assert lost.solved[:2] == (0, 3) and lost.mean is None
 
 
+def test_a_threshold_of_a_loss_is_reached_from_above(record):
+    metric = {"name": "loss", "higher_is_better": False, "solved": 0.5}
+    curve = [{"step": 1, "validation/score": 0.7}, {"step": 2, "validation/score": 0.4}]
+    ends = {"curve": curve, "slices": sliced((64, 4, 0.2), (64, 8, 0.8)), "metric": metric}
+    got = table([record("softmax", seed, score, **ends) for seed, score in enumerate([0.5, 0.9])])
+    assert got.rows[0].solved[:2] == (1, 2) and got.rows[0].steps == [2, 2]
+    assert 4 < cell(got, "softmax", "pairs at 50 %").raw[0] < 8
+    assert any(note.startswith("solved: loss of at most 0.5") for note in got.notes)
+    assert any(note.startswith("no better than chance (0.125)") for note in got.notes)  # the least of the references
+
+
+def test_steps_are_of_the_runs_that_have_a_score(record, stopped):
+    cut = stopped("softmax", 1, "interrupted", "SIGINT") | {"curve": [{"step": 7, "validation/score": 1.0}]}
+    row = table([record("softmax", 0, 0.95), cut]).rows[0]
+    assert len(row.steps) == 1 and row.steps[0] > 7 and row.solved[:2] == (1, 1)
+
+
+def test_seeds_to_tell_are_said_where_so_many_do_not(record):
+    clear, open_ = table(runs(record, softmax=[0.5] * 4, a=[0.6, 0.61, 0.6, 0.6], b=[0.45, 0.6, 0.5, 0.6])).rows[1:]
+    assert clear.p < 0.05 <= open_.p and clear.seeds_needed is None and open_.seeds_needed > 4
+
+
+def test_a_cost_is_that_of_the_longest_length_and_the_dearest_seed(record):
+    costs = [{"64": 1, "256": 2, "1024": 3}, {"64": 1, "256": 2, "1024": 4}]
+    row = table([record("gla", seed, state_bytes=cost) for seed, cost in enumerate(costs)]).rows[0]
+    assert row.cost("state_bytes") == 4
+
+
+def test_a_twin_is_in_no_note_but_its_own(record):
+    lr = {"optimizer.lr": 0.1}
+    chosen = {"grid": {"optimizer.lr": [0.1, 1]}, "seeds": [7], "chosen": lr, "edge": [*lr]}
+    chosen["trials"] = [{"values": lr, "scores": [0.1]}]
+    match = {"by": "params", "to": "gla", "length": 8, "target": 9, "reached": 9, "residual": 0, "met": True}
+    match |= {"moved": {}, "sizes": []}
+    planned = {"selection": chosen, "match": match}
+    got = compare([record("softmax", 0, 0.1, **planned), record("softmax,aa", 0, 0.1, aa="softmax", **planned)])
+    assert got.warnings == ["recall: softmax chose optimizer.lr=0.1, on the edge of its grid: widen it"]
+    assert not any("softmax,aa" in note for note in got.tables[0].notes)
+
+
+def test_runs_are_by_seed_and_many_are_not_all_named(record):
+    records = [record("gla", seed) for seed in (10, 2, 3)]
+    assert [run["seed"] for run in table(records).rows[0].runs] == [2, 3, 10]
+    with pytest.raises(ValueError, match="torch in gla seed 10, gla seed 2 and 1 more, fla in a seed 0"):
+        compare([*records, record("a", 0, engine="fla")])
+
+
+def test_a_twin_is_held_against_the_one_it_repeats(record):
+    runs_ = runs(record, softmax=[0.5] * 3, gla=[0.7] * 3)
+    twins = [record("gla,aa", seed, 0.72, mixer="gla", aa="gla") for seed in range(3)]
+    got = table(twins + runs_)
+    assert got.baseline == "softmax"
+    differences = {row.label: row.difference and row.difference.mean for row in got.rows}
+    assert differences == {"softmax": None, "gla": pytest.approx(0.2), "gla,aa": pytest.approx(0.02)}
+    assert table([record("softmax,aa", 0, aa="softmax"), record("softmax", 0)]).baseline == "softmax"
+
+
+def test_a_verdict_counts_all_pairs(record):
+    scores = {"softmax": [0.5, 0.51, 0.49, 0.5], "gla": [0.9, 0.92, 0.88, 0.91], "delta": [0.89, 0.91, 0.88, 0.9]}
+    got = table(runs(record, **scores))
+    gap = [a - b for a, b in zip(scores["gla"], scores["delta"], strict=True)]
+    needed = stats.seeds_needed(gap, alpha=0.05 / 3)
+    assert needed > stats.seeds_needed(gap)
+    p = stats.paired(gap).p  # the largest of three, which Holm leaves as it is
+    assert f"(p = {p:.3f}, Holm); about {needed} would" in got.verdict
+    gap = [0.1, 0.2, 0.3, 0.1]  # to both others: enough for one test, and not for three
+    level = {"gla": [0.5 + d for d in gap], "softmax": [0.5] * 4, "delta": [0.501, 0.5, 0.499, 0.5]}
+    assert stats.paired(gap).p < 0.05 and table(runs(record, **level)).verdict.startswith("No winner: gla leads")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"torch": "2.14"},
+            "torch (2.13 in softmax seed 0; 2.14 in gla seed 0): differences may come",
+        ),
+        (
+            {"cpu": "AVX512"},
+            "machine (linux AVX2 in softmax seed 0; linux AVX512 in gla seed 0): times cannot",
+        ),
+    ],
+)
+def test_another_machine_or_version_is_a_warning(record, change, words):
+    environment = record("gla", 0)["environment"] | change
+    (warning,) = compare([record("softmax", 0), record("gla", 0, environment=environment)]).warnings
+    assert words in warning
+
+
+def test_without_scipy_there_is_no_comparison(record, monkeypatch):
+    monkeypatch.setattr("compare.comparison.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=re.escape("pip install seqmix[report]")):
+        compare([record("softmax", 0)])
+
+
 def test_the_same_columns_everywhere(sweep, tmp_path):
     console = Console(width=300, record=True, file=open("/dev/null", "w"))
     with console.file:
@@ -202,7 +302,7 @@ def test_the_same_columns_everywhere(sweep, tmp_path):
     page = html.unescape((tmp_path / "report.html").read_text())
     with (tmp_path / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
-    for column in tables.columns(table(sweep())):
+    for column in columns(table(sweep())):
         assert column.head in terminal and column.head in markdown and column.head in page
         assert set(column.names) <= rows[0].keys()
     assert [row["mixer"] for row in rows][-2:] == ["chance", "majority"]
@@ -211,7 +311,7 @@ def test_the_same_columns_everywhere(sweep, tmp_path):
     for text in (terminal, markdown, page):
         assert "impossible: looks ahead" in text
         assert "chance" in text and "0.125" in text
-        assert tables.HANDS_OFF in text
+        assert HANDS_OFF in text
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -221,7 +321,7 @@ def test_a_narrow_terminal_cuts_nothing_off(sweep, tmp_path, width):
         report(sweep(), tmp_path, console)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
-    for column in tables.columns(table(sweep())):
+    for column in columns(table(sweep())):
         assert column.head in text
 
 
@@ -305,7 +405,7 @@ def sliced(*scores):
 
 def cell(got, label, head):
     (row,) = [row for row in got.rows if row.label == label]
-    (column,) = [column for column in tables.columns(got) if column.head == head]
+    (column,) = [column for column in columns(got) if column.head == head]
     return column.cell(row)
 
 
@@ -316,7 +416,7 @@ def test_capacity_and_extrapolation_of_known_curves(record):
         record("gla", seed, slices=sliced((64, 4, 1.0), (64, 8, 0.95), (128, 16, 0.85 + d), (256, 8, 0.2)), **state)
         for seed, d in enumerate(noise)
     ]
-    all_solved = [record("softmax", seed, slices=sliced((64, 4, 1.0), (128, 8, 0.95)), **state) for seed in range(3)]
+    all_solved = [record("softmax", seed, slices=sliced((128, 8, 0.95), (64, 4, 1.0)), **state) for seed in range(3)]
     none = [record("s4d", seed, slices=sliced((64, 4, 0.1), (128, 8, 0.05)), **state) for seed in range(3)]
     got = table(known + all_solved + none)
     pairs = cell(got, "gla", "pairs at 90 %").raw
@@ -334,7 +434,7 @@ def test_capacity_and_extrapolation_of_known_curves(record):
 
 
 def test_without_slices_of_their_kind_there_is_no_capacity(record):
-    heads = {column.head for column in tables.columns(table([record("gla", 0, slices=[])]))}
+    heads = {column.head for column in columns(table([record("gla", 0, slices=[])]))}
     assert not heads & {"pairs at 90 %", "pairs per KiB of state", "longest at 90 %"}
 
 
@@ -408,8 +508,8 @@ def test_a_refused_comparison_writes_nothing(record, tmp_path):
 
 
 def test_units():
-    assert [tables.si(x) for x in (0, 950, 1234, 999_600, 5e9)] == ["0", "950", "1.23 k", "1 M", "5 G"]
-    assert [tables.binary(x) for x in (0, 1000, 2048, 5 << 20)] == ["0 B", "1000 B", "2 KiB", "5 MiB"]
+    assert [si(x) for x in (0, 950, 1234, 999_600, 5e9)] == ["0", "950", "1.23 k", "1 M", "5 G"]
+    assert [binary(x) for x in (0, 1000, 2048, 5 << 20)] == ["0 B", "1000 B", "2 KiB", "5 MiB"]
 
 
 def run_main(*arguments):

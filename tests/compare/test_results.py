@@ -26,11 +26,26 @@ RECORD = {
 }
 
 
+UNTESTED = {key: value for key, value in RECORD.items() if key != "test"}
+
+
 def test_a_record_comes_back(tmp_path):
     path = results.write(tmp_path / "a" / "0", RECORD)
     assert path.name == results.FILE
     assert results.read(path) == RECORD
     assert [p.name for p in path.parent.iterdir()] == [results.FILE]  # nothing temporary stays
+
+
+def test_a_record_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    path = results.write(tmp_path, RECORD)
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results.os, "replace", cut)
+    with pytest.raises(KeyboardInterrupt):
+        results.write(tmp_path, RECORD | {"seed": 1})
+    assert results.read(path) == RECORD
 
 
 def test_numbers_that_are_not_finite_stay_valid_json(tmp_path):
@@ -65,7 +80,7 @@ def test_a_wrong_value_is_named(tmp_path, change, error, words):
 
 
 def test_an_outcome_other_than_finished_needs_no_score(tmp_path):
-    record = {k: v for k, v in RECORD.items() if k != "test"} | {"outcome": "impossible", "reason": "looks ahead"}
+    record = UNTESTED | {"outcome": "impossible", "reason": "looks ahead"}
     assert results.read(results.write(tmp_path, record))["reason"] == "looks ahead"
 
 
@@ -82,10 +97,13 @@ def test_an_outcome_other_than_finished_needs_no_score(tmp_path):
         (json.dumps(RECORD | {"outcome": "fine"}), "must be one of finished"),
         (json.dumps(RECORD | {"test": {}}), "lacks the key 'test.score'"),
         (json.dumps(RECORD | {"trial": {"lr": 1}}), "must not hold test figures"),
+        (json.dumps(UNTESTED | {"trial": {"lr": 1}, "slices": []}), "must not hold test figures"),
+        (json.dumps(UNTESTED | {"trial": {"lr": 1}}), "lacks the key 'validation.score'"),
+        ("\udcff", "truncated or not JSON"),
     ],
 )
 def test_a_file_that_is_no_record_says_so(tmp_path, text, words):
-    (tmp_path / results.FILE).write_text(text)
+    (tmp_path / results.FILE).write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=words) as caught:
         results.read(tmp_path / results.FILE)
     assert str(tmp_path) in str(caught.value)
@@ -108,7 +126,8 @@ def test_a_sweep_reads_its_own_records_and_nothing_else(tmp_path):
 
 def test_a_mention_of_the_sweep_elsewhere_in_a_record_is_not_membership(tmp_path):
     results.write(tmp_path, RECORD | {"sweep": "s2", "config": {"note": "s1"}})
-    assert results.read_all(tmp_path, "s1") == []
+    with pytest.raises(ValueError, match="no run of sweep s1 left a record"):
+        results.read_all(tmp_path, "s1")
 
 
 def test_csv_has_every_key(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from compare import stats
-from compare.tables import Row, verdict
+from compare.tables import Row
+from compare.verdict import verdict
 
 VALUES = [0.91, 0.85, 0.97, 0.88, 0.9]
 
