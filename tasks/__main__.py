@@ -1,25 +1,32 @@
 """python -m tasks list | show recall"""
 
+from __future__ import annotations
+
 import argparse
+import ast
 import difflib
 import inspect
+import itertools
 import re
+import shutil
 import sys
+import textwrap
 from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from tasks.base import IGNORE, SPLITS, Segment, Task
+if TYPE_CHECKING:  # torch takes seconds, for which a list need not wait
+    from tasks.base import Segment, Task
 
 CITATION = re.compile(r"\s*\([^()]*?\d{4}(?=[,;])[^()]*\)")  # (authors and year, link, where in the paper)
-HEAD = ("task", "lengths", "direction", "metric", "what")
 COLUMNS = 24  # of an example, per line
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tasks", description="Look at the tasks.")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("list", help="every task: name, lengths, direction, metric")
+    command = commands.add_parser("list", help="every task: name, lengths, direction, metric, and what it is")
     command.set_defaults(run=lambda options: list_tasks())
     command = commands.add_parser("show", help="a task's definition, sizes, baselines, hashes and an example")
     command.add_argument("name")
@@ -34,25 +41,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def list_tasks() -> int:
-    """One row per task."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold")
-    for cell in HEAD:
-        table.add_column(cell, no_wrap=cell != HEAD[-1])
-    for name in names():
-        facts = composed(name)
-        lengths = sorted({facts["length"], facts["max_length"]})
-        direction = "causal" if facts["causal"] else "both ways"
-        table.add_row(name, " to ".join(map(str, lengths)), direction, facts["metric"], description(facts))
-    Console(markup=False).print(table)
+    """Of every task its facts in columns, and below them, indented, what it is."""
+    rows = []
+    with _hydra():
+        for name in names():
+            facts = composed(name)
+            lengths = " to ".join(f"{length:,}" for length in sorted({facts["length"], facts["max_length"]}))
+            direction = "causal" if facts["causal"] else "both ways"
+            rows.append((name, lengths, direction, facts["metric"], description(name, facts["data"]["_target_"])))
+    head = ("task", "lengths", "direction", "metric")
+    widths = [max(map(len, column)) for column in zip(head, *(row[:-1] for row in rows), strict=True)]
+    print("  ".join(map(str.ljust, head, widths)).rstrip())
+    for *row, what in rows:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+        print(textwrap.fill(what, shutil.get_terminal_size().columns, initial_indent="    ", subsequent_indent="    "))
     return 0
 
 
 def show(name: str, overrides: list[str]) -> int:
     """What the paper says, what the yaml says, and what the data are."""
     from hydra.utils import get_class
+
+    from tasks.base import SPLITS
 
     facts = composed(name, overrides)
     data = facts.pop("data")
@@ -85,6 +95,10 @@ def show(name: str, overrides: list[str]) -> int:
 
 def example(segment: Segment, of_bytes: bool = False) -> str:
     """The segment's first example: tokens over targets, a dot where nothing is scored; or tokens, and a label."""
+    import torch
+
+    from tasks.base import IGNORE
+
     tokens, targets = segment.tokens[0], segment.targets[0]
     if segment.mask is not None and segment.mask.dtype == torch.bool and tokens.dim() == 1 and not targets.dim():
         tokens = tokens[segment.mask[0]]
@@ -109,10 +123,28 @@ def documentation(target: str) -> str:
     return "\n\n".join(filter(None, (inspect.getdoc(sys.modules[task.__module__]), inspect.getdoc(task))))
 
 
-def description(facts: dict) -> str:
-    """The first sentence of the task's documentation, without citations."""
-    text = " ".join(documentation(facts["data"]["_target_"]).split("\n\n")[0].split())
-    return re.split(r"(?<=\w)\.(?=\s|$)", CITATION.sub("", text))[0]
+def description(name: str, target: str) -> str:
+    """The first sentence of the documentation of the target's module, which is read and not imported, without
+    citations; and the comment that the task's yaml begins with: what it changes of another."""
+    spec = find_spec(target.rpartition(".")[0])
+    source = Path(spec.origin).read_text() if spec and spec.origin else ""
+    text = " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
+    first = re.split(r"(?<=\w[.?])\s", CITATION.sub("", text))[0]
+    return f"{first} {comment(name)}".strip()
+
+
+def comment(name: str) -> str:
+    """What a task's yaml begins with, if that is a comment."""
+    from importlib.resources import files
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    for source in GlobalHydra.instance().config_loader().get_sources():
+        if source.is_config(f"task/{name}"):
+            root = Path(source.path) if source.scheme() == "file" else files(source.path.replace("/", "."))
+            lines = root.joinpath("task", f"{name}.yaml").read_text().splitlines()
+            return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line[:1] == "#", lines))
+    return ""
 
 
 def names() -> list[str]:
@@ -130,16 +162,16 @@ def composed(name: str, overrides: list[str] | None = None) -> dict:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if name not in (known := names()):
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f", did you mean {close[0]}?" if close else ";"
-        raise ValueError(f"unknown task '{name}'{hint} there are: {', '.join(known)}")
     try:
         with _hydra():
             config = compose(overrides=[f"+task={name}", "+seed=0", *(overrides or [])])
         found = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(str(error).splitlines()[0]) from error
+        if name in (known := names()):
+            raise ValueError(str(error).splitlines()[0]) from error
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f", did you mean {close[0]}?" if close else ";"
+        raise ValueError(f"unknown task '{name}'{hint} there are: {', '.join(known)}") from error
     return found["task"]
 
 

@@ -7,24 +7,37 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.__main__ import composed, description, example, main, names
+from tasks.__main__ import _hydra, composed, description, example, main, names
 from tasks.base import IGNORE, Segment
 
 ROOT = Path(__file__).parents[2]
 TINY = [f"task.data.{split}=[{{length: 6, n: 4}}]" for split in ("train", "validation", "test")]
 
 
-def test_list_has_a_row_per_task(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_list_says_of_every_task_what_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["list"]) == 0
-    first = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[1:2].strip()]
-    assert first == ["task", *names()] and names() == sorted(p.stem for p in (ROOT / "conf" / "task").glob("*.yaml"))
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line[:1] != " "]
+    assert [row[0] for row in rows] == ["task", *names()]
+    assert names() == sorted(p.stem for p in (ROOT / "conf" / "task").glob("*.yaml"))
+    assert max(map(len, lines)) <= 80
+    assert "recall                 64 to 256      causal     accuracy" in lines
+    assert "    Parity of the bits so far, asked for at every token." in lines
+    assert lines[lines.index("    two? Path-X: images of 128 x 128 pixels.") + 1].startswith("permutation ")
+
+
+def test_a_list_does_not_wait_for_torch():
+    code = "import sys; from tasks.__main__ import main; main(['list']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 
 
 def test_every_description_is_a_sentence_without_citations():
-    for name in names():
-        text = description(composed(name))
-        assert text[0].isupper() and 30 < len(text) < 250 and "http" not in text and "et al" not in text, text
+    with _hydra():
+        for name in names():
+            text = description(name, composed(name)["data"]["_target_"])
+            assert text[0].isupper() and text[-1] in ".?" and 30 < len(text) < 300, text
+            assert "http" not in text and "et al" not in text, text
 
 
 def test_show_says_what_is_written_and_what_is_drawn(capsys):
