@@ -68,7 +68,8 @@ def show(name: str, overrides: list[str]) -> int:
     data = facts.pop("data")
     target = data.pop("_target_")
     print(f"{name}: {target}\n")
-    print(documentation(target), end="\n\n")
+    with _hydra():
+        print("\n\n".join(filter(None, (documentation(target), comment(name)))), end="\n\n")
     for key, value in facts.items():
         if key != "name":
             print(f"{key}: {value}")

@@ -21,6 +21,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from tasks import draws
+
 IGNORE = -100  # a target that is not scored
 SPLITS = ("train", "validation", "test")
 Batch = tuple[Tensor, Tensor, Tensor | None]
@@ -161,13 +163,14 @@ def seed_of(*key: object) -> int:
 def cached(make: FunctionType, **arguments: object) -> tuple[Tensor, ...]:
     """make(**arguments), kept in a file under $SEQMIX_CACHE, or ~/.cache/seqmix; in none if that is empty.
 
-    Its name is a hash of the function, the arguments and the source of the function's module. It appears whole or not
-    at all, so that many processes may begin at once; one that has not the hash it begins with is made again.
+    Its name is a hash of the function, the arguments and the source of the function's module and of tasks.draws. It
+    appears whole or not at all, so that many processes may begin at once; one that has not the hash it begins with is
+    made again.
     """
     place = os.environ.get("SEQMIX_CACHE", "~/.cache/seqmix")
     if not place:
         return make(**arguments)
-    source = inspect.getsource(sys.modules[make.__module__])
+    source = [inspect.getsource(module) for module in (sys.modules[make.__module__], draws)]
     key = seed_of(make.__module__, make.__name__, sorted(arguments.items()), source)
     path = Path(place).expanduser() / f"{make.__name__}-{key:016x}.pt"
     saved = path.read_bytes() if path.exists() else b""

@@ -1,5 +1,6 @@
 """What is generated once is kept: whole, under its own key, whatever else runs at the same time."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks import base, pathfinder
+from tasks import base, draws, pathfinder
 from tasks.base import cached
 from tasks.pathfinder import CHUNK
 
@@ -55,10 +56,13 @@ def test_the_second_time_nothing_is_drawn(place, monkeypatch):
     assert drawn == [CHUNK] * 3 and len(list(place.iterdir())) == 3
 
 
-def test_other_code_is_another_key(place, monkeypatch):
-    drawn = calls(monkeypatch)
+@pytest.mark.parametrize("changed", [pathfinder, draws])
+def test_other_code_is_another_key(place, monkeypatch, changed):
+    drawn, source = calls(monkeypatch), inspect.getsource
     made()
-    monkeypatch.setattr(base.inspect, "getsource", lambda module: "another version")
+    monkeypatch.setattr(
+        base.inspect, "getsource", lambda module: "another version" if module is changed else source(module)
+    )
     made()
     assert drawn == [CHUNK] * 2 and len(list(place.iterdir())) == 2
 
