@@ -17,10 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # torch takes seconds, for which a list need not wait
+    from torch import Tensor
+
     from tasks.base import Segment, Task
 
 CITATION = re.compile(r"\s*\([^()]*?\d{4}(?=[,;])[^()]*\)")  # (authors and year, link, where in the paper)
-COLUMNS = 24  # of an example, per line
+COLUMNS = 24  # tokens of an example, per line
+ENDS = 4  # of a long example, how many lines from either end
+HEAD, TAIL = 900, 300  # of a long text, how many characters
+PIXELS = 40  # of an image, per line
+RAMP = " .:-=+*#%@"  # from black to white
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,8 +82,9 @@ def show(name: str, overrides: list[str]) -> int:
     task: Task = get_class(target)(**data)
     print(f"loss_on: {task.loss_on}")
     for split in SPLITS:
+        segments = task.segments(split)
         print(f"\n{split}")
-        for segment in task.segments(split):
+        for segment in segments:
             print(f"  {segment.name}: {len(segment):,} of {' x '.join(map(str, segment.tokens.shape[1:]))} tokens")
     print("\nbaselines on test")
     for key, value in task.baselines().items():
@@ -90,30 +97,65 @@ def show(name: str, overrides: list[str]) -> int:
         print(f"  {split}: {value}")
     segment = task.segments("train")[0]
     print(f"\nan example of train, {segment.name}")
-    print(example(segment, of_bytes=facts["metric"] == "bits_per_byte" and facts["n_inputs"] == 256))
+    print(example(segment, task.look))
     return 0
 
 
-def example(segment: Segment, of_bytes: bool = False) -> str:
-    """The segment's first example: tokens over targets, a dot where nothing is scored; or tokens, and a label."""
-    import torch
-
+def example(segment: Segment, look: str | tuple[str, ...] = "numbers") -> str:
+    """The segment's first example as its task looks: tokens over targets, with a dot where nothing is scored; as text;
+    as an image; and the answers that are scored, or the label."""
     from tasks.base import IGNORE
 
     tokens, targets = segment.tokens[0], segment.targets[0]
-    if segment.mask is not None and segment.mask.dtype == torch.bool and tokens.dim() == 1 and not targets.dim():
+    if segment.mask is not None and targets.dim() == 0 and tokens.dim() == 1:
         tokens = tokens[segment.mask[0]]
-    if of_bytes:
-        return bytes(tokens.flatten().tolist()).decode(errors="replace")
-    lines = [("tokens", row) for row in tokens.view(-1, tokens.shape[-1]).tolist()]
-    if targets.dim():
-        lines.append(("targets", ["." if target == IGNORE else target for target in targets.tolist()]))
-    width = max(len(str(word)) for _, row in lines for word in row)
-    blocks = []
-    for start in range(0, tokens.shape[-1], COLUMNS):
-        parts = [(label, row[start : start + COLUMNS]) for label, row in lines]
-        blocks.append("\n".join(f"  {label:8}{' '.join(f'{word:>{width}}' for word in row)}" for label, row in parts))
-    return "\n\n".join(blocks + ([] if targets.dim() else [f"  label   {targets.item()}"]))
+    rows, scored = tokens.view(-1, tokens.shape[-1]), targets[targets != IGNORE] if targets.dim() else targets
+    if look == "image":
+        shown = [picture(tokens)]
+    elif look in ("text", "padded text"):
+        shown = [text(row[row > 0] - 1 if look == "padded text" else row) for row in rows]
+        if scored.dim() and len(scored) < len(targets) // 2:
+            shown.append(f"answer: {text(scored)}")
+    else:
+        lines = [("tokens", words(row.tolist(), look)) for row in rows]
+        if targets.dim():
+            lines.append(("targets", words(targets.tolist(), look)))
+        shown = [columns(lines)]
+    return "\n\n".join([*shown, *([] if targets.dim() else [f"label: {targets.item()}"])])
+
+
+def words(numbers: list[int], look: str | tuple[str, ...]) -> list[str]:
+    """Tokens or targets, one word each; a dot for a target that is not scored."""
+    return ["." if number < 0 else look[number] if isinstance(look, tuple) else str(number) for number in numbers]
+
+
+def columns(lines: list[tuple[str, list[str]]]) -> str:
+    """Lines that belong over each other, broken alike; of many pieces the first and the last."""
+    width, pieces = max(len(word) for _, line in lines for word in line), []
+    for start in range(0, len(lines[0][1]), COLUMNS):
+        parts = [(name, line[start : start + COLUMNS]) for name, line in lines]
+        pieces.append("\n".join(f"  {name:8}{' '.join(f'{word:>{width}}' for word in part)}" for name, part in parts))
+    if len(pieces) > 2 * ENDS:
+        pieces[ENDS:-ENDS] = [f"  ... {len(pieces) - 2 * ENDS} times {COLUMNS} more ..."]
+    return "\n\n".join(pieces)
+
+
+def text(row: Tensor) -> str:
+    """Bytes as text; of a long one the beginning and the end."""
+    whole = bytes(row.tolist()).decode(errors="replace")
+    left = len(whole) - HEAD - TAIL
+    return whole if left <= 0 else f"{whole[:HEAD]}\n... {left:,} more characters ...\n{whole[-TAIL:]}"
+
+
+def picture(tokens: Tensor) -> str:
+    """A square image in characters, two for a pixel; a large one by the brightest pixels of its parts."""
+    import torch.nn.functional as F
+
+    side = round(len(tokens) ** 0.5)
+    image = tokens.view(1, side, side).float()
+    image = F.max_pool2d(image, -(-side // PIXELS)).squeeze(0)
+    shades = (image / image.max() * (len(RAMP) - 1)).round().int()
+    return "\n".join("".join(2 * RAMP[shade] for shade in row).rstrip() for row in shades.tolist())
 
 
 def documentation(target: str) -> str:

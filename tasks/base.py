@@ -107,6 +107,7 @@ class Task(L.LightningDataModule):
 
     metric = "accuracy"  # or "bits_per_byte"
     loss_on = "answers"  # or "all": which targets are scored
+    look: str | tuple[str, ...] = "numbers"  # of an example: or "text", "image", or a word for each token
 
     def __init__(self, *, seed: int, order_seed: int, batch_size: int):
         super().__init__()

@@ -53,6 +53,8 @@ class CodeRetrieval(Task):
     """root: a directory of Python sources, or None, the standard library; length: bytes of a stretch; level: "any" or
     "directory", of train and validation; train, validation, test: how many pairs, in test of either level."""
 
+    look = "text"
+
     def __init__(
         self, *, root: str | None, length: int, level: str, train: int, validation: int, test: int, **common: int
     ):

@@ -175,6 +175,8 @@ class ListOps(Task):
     test: how many trees. Padded on the right.
     """
 
+    look = tuple(WORDS)
+
     def __init__(
         self,
         *,

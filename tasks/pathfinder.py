@@ -210,6 +210,8 @@ def pathfinder(n: int, size: int, seed: int) -> Drawing:
 class Pathfinder(Task):
     """size: 32 or 128; train, validation, test: how many images. Test is sliced by the distance of the discs."""
 
+    look = "image"
+
     def __init__(self, *, size: int, train: int, validation: int, test: int, **common: int):
         super().__init__(**common)
         self.size, self.sizes = size, {"train": train, "validation": validation, "test": test}

@@ -39,6 +39,8 @@ class Retrieval(Labelled):
     are kept of a paper; train, validation, test: how many pairs.
     """
 
+    look = "padded text"
+
     def __init__(self, *, path: str | None, examples: int | None, length: int, **common):
         super().__init__(**common)
         self.path, self.examples, self.length = path, examples, length

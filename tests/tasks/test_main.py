@@ -52,16 +52,37 @@ def test_show_says_what_is_written_and_what_is_drawn(capsys):
     assert len(set(digests)) == 3 and all(len(digest) == 64 for digest in digests)
 
 
-def test_examples_as_text():
+def test_examples_as_numbers_and_words():
     tokens = torch.tensor([[3, 10, 7]])
-    assert (
-        example(Segment("a", tokens, torch.tensor([[IGNORE, 4, IGNORE]]))) == "  tokens   3 10  7\n  targets  .  4  ."
-    )
+    answers = Segment("a", tokens, torch.tensor([[IGNORE, 4, IGNORE]]))
+    assert example(answers) == "  tokens   3 10  7\n  targets  .  4  ."
     label = Segment("a", tokens, torch.tensor([5]), torch.tensor([[True, True, False]]))
-    assert example(label) == "  tokens   3 10\n\n  label   5"
+    assert example(label) == "  tokens   3 10\n\nlabel: 5"
     pair = Segment("a", tokens.expand(1, 2, 3), torch.tensor([1]))
     assert example(pair).count("tokens") == 2
-    assert example(Segment("a", torch.tensor([[104, 105]]), tokens), of_bytes=True) == "hi"
+    few = Segment("a", torch.tensor([[0, 2, 1]]), torch.tensor([[IGNORE, 1, 0]]))
+    assert example(few, ("zero", "one", "two")) == "  tokens  zero  two  one\n  targets    .  one zero"
+    long = Segment("a", torch.arange(24 * 11)[None], torch.zeros(1, 24 * 11))
+    lines = example(long).splitlines()
+    assert "  ... 3 times 24 more ..." in lines and lines[0].endswith(" 23") and lines[-2].endswith(" 263")
+
+
+def test_examples_as_text_and_images():
+    tokens = torch.tensor([[104, 105]])
+    assert example(Segment("a", tokens, tokens), "text") == "hi"
+    question = torch.tensor([[ord(letter) for letter in "what? n"]])
+    answer = torch.tensor([[IGNORE] * 5 + [ord("n"), ord("o")]])
+    assert example(Segment("a", question, answer), "text") == "what? n\n\nanswer: no"
+    padded = Segment("a", 1 + torch.tensor([[[104, 105], [111, -1]]]), torch.tensor([1]))
+    assert example(padded, "padded text") == "hi\n\no\n\nlabel: 1"
+    letters = torch.full((1, 2000), ord("x"))
+    assert "x\n... 800 more characters ...\nx" in example(Segment("a", letters, torch.tensor([0])), "text")
+    image = Segment("a", torch.tensor([[0, 255, 128, 0]]), torch.tensor([3]))
+    assert example(image, "image") == "  @@\n++\n\nlabel: 3"
+    large = torch.zeros(128, 128).int()
+    large[-1, -1] = 9
+    lines = example(Segment("a", large.view(1, -1), torch.tensor([3])), "image").splitlines()
+    assert len(lines) == 34 and lines[31] == 62 * " " + "@@"
 
 
 @pytest.mark.parametrize(
