@@ -54,6 +54,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
         data = instantiate(cfg.task.data)
         record |= {
             "data": data.hashes(),
+            "overlap": data.overlap(),
             "baselines": data.baselines(),
             "metric": {"name": data.metric, "higher_is_better": data.metric == "accuracy"},
             "protocol": protocol(cfg, data),

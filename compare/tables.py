@@ -233,7 +233,10 @@ def _table(task: str, runs: list[dict]) -> Table:
         length=max(lengths, default=None),
         protocol=next((run["protocol"] for run in runs if run["protocol"]), {}),
         verdict=verdict([row for row in rows if not row.again], higher),
-        notes=[*_settled(rows), *_floor(rows), *_notes(rows, references, higher, metric, max(lengths, default=None))],
+        notes=[
+            *(*_settled(rows), *_floor(rows), *_overlap(runs)),
+            *_notes(rows, references, higher, metric, max(lengths, default=None)),
+        ],
     )
 
 
@@ -364,6 +367,12 @@ def _floor(rows: list[Row]) -> list[str]:
     if rows[0].cost("parameters", "mixer") == 0:
         return [f"A/A: none, for {rows[0].label} has no parameters that could be initialised anew"]
     return ["A/A: not measured; aa=true trains the baseline under a second label and shows what is noise"]
+
+
+def _overlap(runs: list[dict]) -> list[str]:
+    """Of the test examples how many are no surprise; all runs have the same data."""
+    share = next((run["overlap"]["test"] for run in runs if run.get("overlap")), 0)
+    return [f"{share:.2%} of the test examples occur in training or validation too"] if share else []
 
 
 def _notes(rows: list[Row], references: dict, higher: bool, metric: dict, length: int | None) -> list[str]:

@@ -89,7 +89,7 @@ def show(name: str, overrides: list[str]) -> int:
     print("\nbaselines on test")
     for key, value in task.baselines().items():
         print(f"  {key}: {value:.4g}")
-    print("\nof these examples, in training too")
+    print("\nof these examples, in an earlier split too")
     for key, value in task.overlap().items():
         print(f"  {key}: {value:.2%}")
     print("\nsha256")

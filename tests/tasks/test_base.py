@@ -148,9 +148,13 @@ def test_splits_share_no_example(make):
 
 def test_overlap_finds_what_is_planted():
     task = recall()
-    train, test = task.segments("train")[0], task.segments("test")[0]
+    train, validation, test = (task.segments(split)[0] for split in SPLITS)
     test.tokens[2] = train.tokens[5]
     assert task.overlap() == {"validation": 0, "test": pytest.approx(1 / 7)}
+    test.tokens[3] = validation.tokens[0]
+    assert task.overlap() == {"validation": 0, "test": pytest.approx(2 / 7)}
+    validation.tokens[0] = train.tokens[5]
+    assert task.overlap() == {"validation": pytest.approx(1 / len(validation)), "test": pytest.approx(1 / 7)}
 
 
 def test_a_hash_sees_every_part():

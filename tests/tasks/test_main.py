@@ -45,7 +45,7 @@ def test_show_says_what_is_written_and_what_is_drawn(capsys):
     out = capsys.readouterr().out
     assert "targets  1 1 0 1 1" in out and "max_length: 256" in out and "_target_" not in out
     assert "test\n  length 6: 4 of 6 tokens\n" in out and "  chance: 0.5\n" in out
-    assert "loss_on: all" in out and "in training too\n  validation: " in out
+    assert "loss_on: all" in out and "in an earlier split too\n  validation: " in out
     rows = [line.split()[1:] for line in out.splitlines()[-2:]]
     assert [sum(map(int, rows[0][: t + 1])) % 2 for t in range(6)] == list(map(int, rows[1]))
     digests = [line.split()[1] for line in out.split("sha256\n")[1].splitlines()[:3]]
