@@ -149,7 +149,7 @@ class Bench:
             size = {"B": self.tokens // T, "T": T, **common}
             for name in mixers:
                 arguments = {"name": name, "d_model": self.sizes.channels, "n_heads": self.sizes.H, **size}
-                tasks.append(Task(f"mixer {name} T={T}", gpu_work.mixer_speed, arguments, 30))
+                tasks.append(Task(f"mixer {name} T={T}", gpu_work.mixer_speed, arguments, 100))
         if not self.tiny:
             tasks = [task._replace(arguments=task.arguments | {"among": AMONG}) for task in tasks]
             self.go("compiled", compiling(tasks), self.workers, 0.6 * seconds)
@@ -187,14 +187,19 @@ class Bench:
 
 
 def compiling(tasks: list[Task]) -> list[Task]:
-    """What compiles all that FLA's kernels need for these tasks: batches of one and of several are compiled apart."""
-    made = {}
-    for task in tasks:
-        if task.arguments.get("engine") != "torch":
-            B = min(2, task.arguments["B"])
-            name = f"{task.name.split(' T=')[0]} B={B}"
-            made[name] = Task(name, task.function, task.arguments | {"B": B, "T": 256, "budget": 0.0}, 300)
-    return list(made.values())
+    """What compiles all that FLA's kernels need for these tasks: some are compiled for each size of a batch, and none
+    for a length.
+    """
+    return [
+        Task(
+            f"{task.name.split(' T=')[0]} B={task.arguments['B']}",
+            task.function,
+            task.arguments | {"T": 256, "budget": 0.0},
+            300,
+        )
+        for task in tasks
+        if task.arguments.get("engine") != "torch"
+    ]
 
 
 def learned(place: Path, code: int | None) -> dict:

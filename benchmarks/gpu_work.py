@@ -201,10 +201,9 @@ def mixer_speed(
         tuned(among, timing=budget > 0)
     engines.use("auto", device)
     engines.ran.clear()
-    knobs = registry.knobs(name)
     torch.manual_seed(0)
     causal = registry.directions(name)[0]
-    heads = {"n_heads": n_heads} if isinstance(knobs.get("n_heads"), int) else {}
+    heads = headed(registry.knobs(name, causal=causal, length=T), n_heads)
     mixer: nn.Module = registry.factory(name, causal=causal, length=T, **heads)(d_model).to(device)
     x = torch.randn(B, T, d_model, device=device, requires_grad=True)
 
@@ -223,6 +222,17 @@ def mixer_speed(
     result = timed(step, device, budget)
     served = {op: sorted(names) for op, names in engines.ran.items()}
     return result | {"served": served, "parameters": parameters, "causal": causal}
+
+
+def headed(knobs: dict[str, Any], n_heads: int) -> dict[str, Any]:
+    """The knobs that change when a mixer, and any mixer within it, gets so many heads."""
+    changed: dict[str, Any] = {}
+    for key, value in knobs.items():
+        if key == "n_heads" and isinstance(value, int):
+            changed[key] = n_heads
+        elif isinstance(value, dict) and (inner := headed(value, n_heads)):
+            changed[key] = value | inner
+    return changed
 
 
 def timed(step: Callable, device: str, budget: float) -> dict:

@@ -64,6 +64,15 @@ def test_the_deadline_is_kept():
     assert {result["error"] for result in results.values()} == {"not reached: out of time"}
 
 
+def test_heads_reach_a_mixer_within_another():
+    from benchmarks.gpu_work import headed
+    from mixers import registry
+
+    assert headed(registry.knobs("gla"), 5) == {"n_heads": 5} and headed(registry.knobs("identity"), 5) == {}
+    inner = headed(registry.knobs("learned_state"), 5)["mixer"]
+    assert inner["n_heads"] == 5 and inner["_target_"].endswith("GatedDeltaNet")
+
+
 def test_wrong_numbers_are_called_wrong():
     lines = gpu.exactness_lines({"dplr fp32 fla": {"worst": 0.5, "served": {"dplr": ["fla"]}}})
     assert lines == ["dplr, fp32: fla 5.0e-01 WRONG"]

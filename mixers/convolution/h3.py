@@ -4,15 +4,22 @@ o_t = q_t^T SSM_diag(SSM_shift(k) v^T)_t,   q, k, v = W x;   y = W_o o
 
 The shift state space reads its last d_state inputs: a learned filter per channel, whose tap 0 is also its skip.
 Its taps start with variance 1 / d_state and not 1, so that it neither shrinks nor swells a key. The diagonal one,
-S4D per head, runs over each of the (d_model / n_heads)^2 products of a head's key and value.
+S4D per head, runs over each of the (d_model / n_heads)^2 products of a head's key and value, so many at a time: a
+backward pass computes them again.
 """
+
+import functools
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mixers.base import Mixer, State
 from mixers.layers import S4DLin, per_head
 from mixers.ops.causal_conv import causal_conv
+from mixers.ops.work import wider
+
+AT_ONCE = 2**24  # products
 
 
 class H3(Mixer):
@@ -34,7 +41,19 @@ class H3(Mixer):
         q, k, v = self.qkv(x).chunk(3, -1)
         k, tail = causal_conv(k, self.shift, tail)
         q, k, v = (z.unflatten(-1, (self.n_heads, -1)) for z in (q, k, v))
+        columns = max(1, wider(AT_ONCE, x, 64) // max(1, k.numel()))
+        pieces = v.split(columns, -1)
+        pasts = [None] * len(pieces) if h is None else h.split(columns, 2)
+        if len(pieces) == 1:
+            o, h = self.read(q, k, v, h)
+        else:
+            read = functools.partial(checkpoint, self.read, q, k, use_reentrant=False, preserve_rng_state=False)
+            outputs, states = zip(*map(read, pieces, pasts), strict=True)
+            o, h = torch.cat(outputs, -1), torch.cat(states, 2)
+        return self.out(o.flatten(2)), (tail, h)
+
+    def read(self, q: Tensor, k: Tensor, v: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        """q, k (B, T, H, i), v (B, T, H, j), h (B, i, j, H, d_state / 2)."""
         kv = torch.einsum("bthi,bthj->bijth", k, v)
         y, h = self.ssm(kv.flatten(0, 2), None if h is None else h.flatten(0, 2))
-        o = torch.einsum("bthi,bijth->bthj", q, y.view(kv.shape))
-        return self.out(o.flatten(2)), (tail, h.unflatten(0, kv.shape[:3]))
+        return torch.einsum("bthi,bijth->bthj", q, y.view(kv.shape)), h.unflatten(0, kv.shape[:3])

@@ -4,20 +4,21 @@ o_i = sum_{j <= i} softmax_j(q_i^T H_i H_{i-1} ... H_{j+1} k_j / sqrt(D)) v_j,  
 beta_s = 2 sigmoid(b . x_s),   w_s = silu(conv(W_2 W_1 x_s)) of length 1
 
 Chunk by chunk: the keys of the past are carried with all reflections up to the chunk already applied, and within a
-chunk the product of reflections is I - W^T T diag(beta) W, T = (I + stril(diag(beta) W W^T))^{-1}. Training takes
-memory that grows with the square of the length, over the length of a chunk.
+chunk the product of reflections is I - W^T T diag(beta) W, T = (I + stril(diag(beta) W W^T))^{-1}. Training keeps
+the keys of every SEGMENT tokens, and computes those of the chunks between again.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mixers.base import Mixer, State
 from mixers.layers import ShortConv, heads, l2_norm, merge, per_head
 from mixers.ops.gated_delta import invert
 from mixers.ops.precision import exact, wide
 
-CHUNK, RANK, CONV = 64, 32, 3
+CHUNK, SEGMENT, RANK, CONV = 64, 1024, 32, 3
 
 
 class PaTH(Mixer):
@@ -49,8 +50,21 @@ def reflected_attention(q, k, v, w, beta, past: tuple[Tensor, Tensor] | None) ->
     dtype, kind = wide(q.dtype), v.dtype
     K = k[:, :, :0].to(dtype) if past is None else past[0]
     V = v[:, :, :0].to(dtype) if past is None else past[1]
+    segments = list(zip(*(x.to(dtype).split(SEGMENT, 2) for x in (q, k, v, w, beta)), strict=True))
+    if len(segments) == 1:
+        o, K, V = by_chunk(K, V, *segments[0])
+        return o.to(kind), (K, V)
     out = []
-    for q_, k_, v_, w_, b_ in zip(*(x.to(dtype).split(CHUNK, 2) for x in (q, k, v, w, beta)), strict=True):
+    for segment in segments:
+        o, K, V = checkpoint(by_chunk, K, V, *segment, use_reentrant=False, preserve_rng_state=False)
+        out.append(o)
+    return torch.cat(out, 2).to(kind), (K, V)
+
+
+def by_chunk(K, V, q, k, v, w, beta) -> tuple[Tensor, Tensor, Tensor]:
+    """One segment after the keys K and values V (B, H, t, D): its outputs, and keys and values with its own."""
+    out = []
+    for q_, k_, v_, w_, b_ in zip(*(x.split(CHUNK, 2) for x in (q, k, v, w, beta)), strict=True):
         T = invert((b_ * w_ @ w_.mT).tril(-1))
         reach = (q_ @ w_.mT).tril() @ T  # of each reflection on each query
         turned = T @ (b_ * w_ @ k_.mT).tril(-1)  # and, through all later ones, on each key
@@ -61,4 +75,4 @@ def reflected_attention(q, k, v, w, beta, past: tuple[Tensor, Tensor] | None) ->
         V = torch.cat([V, v_], 2)
         out.append(logits.softmax(-1) @ V)
         K = torch.cat([K - (K @ (b_ * w_).mT) @ T.mT @ w_, k_ - turned.mT @ w_], 2)
-    return torch.cat(out, 2).to(kind), (K, V)
+    return torch.cat(out, 2), K, V

@@ -7,6 +7,7 @@ import torch
 from plain import D, T, agrees, conv, glu, make
 
 from mixers import registry
+from mixers.convolution import h3
 
 ENDLESS = ["hyena", "long_conv", "sgconv"]  # filters as long as the sequence
 
@@ -17,7 +18,10 @@ def convolve(h, x):
     return torch.stack(rows, 1)
 
 
-def test_h3():
+@pytest.mark.parametrize("at_once", [h3.AT_ONCE, 2 * T * D * 3])  # three columns of values, then the fourth
+def test_h3(at_once, monkeypatch):
+    monkeypatch.setattr(h3, "AT_ONCE", at_once)
+
     def plain(m, x):
         q, k, v = m.qkv(x).chunk(3, -1)
         past = torch.cat([torch.zeros(len(x), 7, D, dtype=x.dtype), k], 1)

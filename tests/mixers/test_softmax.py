@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from plain import HEADS, agrees, attend, conv, make, rms, rotate, split, unit
 
+from mixers.softmax import path
+
 
 def parts(m, x):
     return [split(z) for z in m.qkv(x).chunk(3, -1)]
@@ -177,7 +179,10 @@ def test_nsa():
     agrees(make("nsa", block=block, top=top, window=window), plain)
 
 
-def test_path():
+@pytest.mark.parametrize("segment", [path.SEGMENT, 8])  # shorter than the sequence: computed again, backwards
+def test_path(segment, monkeypatch):
+    monkeypatch.setattr(path, "SEGMENT", segment)
+
     def plain(m, x):
         qkv, w, beta = parts(m, x), split(F.silu(conv(m.conv, m.w(x)))), 2 * m.beta(x).sigmoid()
         heads = []

@@ -73,11 +73,13 @@ CASES = {  # what serves: (adapter, op, definition), dtype, inputs, whether this
     "chunk_gla": (LINEAR, FULL, lambda t: heads(t) | decay(D), False),
     "chunk_gla, resets": (LINEAR, FULL, lambda t: heads(t) | decay(D, reset=True), False),
     "chunk_gla, scalar": (LINEAR, FULL, lambda t: heads(t) | decay(1), True),
+    "chunk_gla, narrow": (LINEAR, HALF, lambda t: heads(t), True),
     "chunk_rwkv6": (LINEAR, FULL, lambda t: heads(t) | decay(D) | {"u": torch.randn(H, D)}, False),
     "chunk_delta_rule": (DELTA, HALF, lambda t: heads(t) | beta(t), False),
     "chunk_gated_delta_rule": (DELTA, FULL, lambda t: heads(t) | beta(t) | decay(1), False),
     "chunk_kda": (DELTA, FULL, lambda t: heads(t) | beta(t) | decay(D), False),
     "chunk_kda, no decay": (DELTA, FULL, lambda t: heads(t) | beta(t), False),
+    "chunk_kda, narrow": (DELTA, HALF, lambda t: heads(t) | beta(t), True),
     "chunk_kda, scalar": (DELTA, FULL, lambda t: heads(t) | beta(t) | decay(1, reset=True), True),
     "chunk_dplr_delta_rule": (
         (dplr, "dplr", dplr_definition),
@@ -125,6 +127,25 @@ def test_kernels_get_what_they_expect(name, monkeypatch):
         error = ((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-6)).item()
         assert error < (5e-2 if dtype == HALF else 1e-4), f"{what} is off by {error:.1e}"
     assert ours[0].dtype == dtype and ours[1].dtype == FULL
+
+
+@pytest.mark.parametrize("excluded", [False, True])
+@pytest.mark.parametrize("K", [32, 64])
+def test_where_this_triton_is_excluded_narrow_keys_get_other_kernels(monkeypatch, K, excluded):
+    monkeypatch.setattr(calls, "excluded", lambda: excluded)
+    asked = []
+
+    def kernel(family, name):
+        asked.append(name)
+        raise InterruptedError
+
+    q, k, v = torch.randn(B, H, T, K).to(HALF), torch.randn(B, H, T, K).to(HALF), torch.randn(B, H, T, D).to(HALF)
+    for module, inputs in ((linear_attention, (q, k, v)), (delta_rule, (q, k, v, beta(HALF)["beta"]))):
+        monkeypatch.setattr(module, "kernel", kernel)
+        with pytest.raises(InterruptedError):
+            getattr(module, module.__name__.rpartition(".")[2])(*inputs)
+    narrow = K == 32 and excluded
+    assert asked == (["chunk_gla", "chunk_kda"] if narrow else ["chunk_linear_attn", "chunk_delta_rule"])
 
 
 def test_what_the_kernels_do_not_take_is_left_to_torch():

@@ -47,6 +47,13 @@ def excluded() -> bool:
     return hopper and (3, 4) <= version(metadata.version("triton")) < (3, 7, 1)
 
 
+def overruns(K: int) -> bool:
+    """Whether the same compilers make a backward pass of keys this narrow that reads beyond shared memory, where values
+    are wide: compute-sanitizer saw it of K = 16 and 32 with V = 128, in half precision, of one configuration in six.
+    """
+    return K < 64 and excluded()
+
+
 def version(text: str) -> tuple[int, ...]:
     """(3, 7, 1) of "3.7.1+git"."""
     numbers = []
