@@ -223,8 +223,11 @@ def every() -> dict[str, dict]:
     from omegaconf import OmegaConf
 
     config = compose(overrides=[f"+task@{name}={name}" for name in names()])
-    alone = {name: OmegaConf.create({"task": OmegaConf.to_container(task), "seed": 0}) for name, task in config.items()}
-    return {name: OmegaConf.to_container(task.task, resolve=True) for name, task in alone.items()}
+    found = {}
+    for name in names():
+        alone = OmegaConf.create({"task": OmegaConf.to_container(config[name]), "seed": 0})
+        found[name] = OmegaConf.to_container(alone, resolve=True)["task"]
+    return found
 
 
 def _hydra():

@@ -1,7 +1,7 @@
 """Byte-level language modelling of any text files below a directory, with held-out files.
 
-    tokens   C a l l   m e   I s h
-    targets  a l l   m e   I s h m
+tokens   C a l l   m e   I s h
+targets  a l l   m e   I s h m
 """
 
 import math

@@ -1,7 +1,7 @@
 """Byte-level language modelling of real text: the running interpreter's standard library, with held-out files.
 
-    tokens   d e f   m a i n
-    targets  e f   m a i n (
+tokens   d e f   m a i n
+targets  e f   m a i n (
 """
 
 import platform

@@ -278,4 +278,6 @@ def picture(path: str, columns: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    picture(sys.argv[1] if len(sys.argv) == 2 else sys.exit("say where: python -m tasks.pathfinder docs/pathfinder.png"))
+    if len(sys.argv) != 2:
+        sys.exit("say where: python -m tasks.pathfinder docs/pathfinder.png")
+    picture(sys.argv[1])

@@ -43,11 +43,13 @@ class Retrieval(Labelled):
 
     def __init__(self, *, path: str | None, md5: dict | None, examples: int | None, length: int, **common):
         super().__init__(**common)
-        self.path, self.md5, self.examples, self.length = path, md5, examples, length
+        for name in set(md5 or {}) - set(FILES.values()):
+            raise ValueError(f"task.data.md5 names {name}: the tables are {', '.join(FILES.values())}")
+        self.path, self.md5, self.examples, self.length = path, md5 or {}, examples, length
 
     def load(self) -> dict[str, Examples]:
         try:
-            paths = {split: official(self.path, name, self.md5 and self.md5[name], None) for split, name in FILES.items()}
+            paths = {split: official(self.path, name, self.md5.get(name), None) for split, name in FILES.items()}
         except ValueError as error:
             raise ValueError(f"{error}; the tables are in {SOURCE}, below lra_release/tsv_data") from error
         pools = {split: aan(path, self.length) for split, path in paths.items()}

@@ -50,7 +50,7 @@ def test_a_pair_depends_on_its_number_alone():
 
 
 def test_golden():
-    """Two files of 40 bytes, four times each of 0 to 9 and of 10 to 19: from either file; then twice from the second."""
+    """Two files, four times each of 0 to 9, and of 10 to 19: a pair from either, and one from the second."""
     files = [[torch.tensor([10 * f + i // 4 for i in range(40)], dtype=torch.uint8) for f in range(2)]]
     tokens, labels = pairs(files, 2, 8, seed=4)
     assert labels.tolist() == [0, 1]

@@ -250,6 +250,8 @@ def test_retrieval_says_what_is_wrong(local):
     assert len(Retrieval(length=10, **facts | {"md5": sums}, **SIZES, **COMMON).segments("test")) == 1
     with pytest.raises(ValueError, match=r"new_aan_pairs.test.tsv is damaged or another version \(md5 "):
         Retrieval(length=10, **facts | {"md5": sums | {"new_aan_pairs.test.tsv": "0"}}, **SIZES, **COMMON).hashes()
+    with pytest.raises(ValueError, match="task.data.md5 names eval.tsv: the tables are new_aan_pairs.train.tsv, "):
+        Retrieval(length=10, **facts | {"md5": {"eval.tsv": "0"}}, **SIZES, **COMMON)
     table = Path(facts["path"], "new_aan_pairs.eval.tsv")
     table.write_text(table.read_text() + "1.0\tone\ttwo\n")
     with pytest.raises(ValueError, match=r"eval.tsv, line 41, is not a label, two names and two texts"):
