@@ -182,10 +182,11 @@ def cached(make: FunctionType, **arguments: object) -> tuple[Tensor, ...]:
     torch.save(made, buffer)
     with suppress(OSError):  # a full or read-only disk: made, but not kept
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.stem}-", suffix=".part", delete=False) as part:
-            part.write(sha256(buffer.getbuffer()).digest())
-            part.write(buffer.getbuffer())
-        os.replace(part.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.stem}-") as partial:
+            with Path(partial, path.name).open("wb") as part:
+                part.write(sha256(buffer.getbuffer()).digest())
+                part.write(buffer.getbuffer())
+            os.replace(part.name, path)
     return made
 
 

@@ -92,6 +92,17 @@ def test_processes_that_begin_together_agree(place):
     assert [p.suffix for p in place.iterdir()] == [".pt"]  # one whole file, nothing left over
 
 
+def test_a_full_disk_keeps_nothing(place, monkeypatch):
+    def full(*names):
+        raise OSError("No space left on device")
+
+    drawn = calls(monkeypatch)
+    monkeypatch.setattr(base.os, "replace", full)
+    made()
+    made()
+    assert drawn == [CHUNK] * 2 and not list(place.iterdir())
+
+
 def test_off_and_unwritable_places_only_cost_time(tmp_path, monkeypatch):
     drawn = calls(monkeypatch)
     monkeypatch.setenv("SEQMIX_CACHE", "")
