@@ -163,7 +163,8 @@ def seed_of(*key: object) -> int:
 
 
 def cached(make: FunctionType, **arguments: object) -> tuple[Tensor, ...]:
-    """make(**arguments), kept in a file under $SEQMIX_CACHE, or ~/.cache/seqmix; in none if that is empty.
+    """make(**arguments), kept in a file under $SEQMIX_CACHE, or ~/.cache/seqmix; in none if that is empty. For what
+    takes ten seconds or more to make, at published sizes; what takes less is made again.
 
     Its name is a hash of the function, the arguments and the source of the function's module and of tasks.draws. It
     appears whole or not at all, so that many processes may begin at once; one that has not the hash it begins with is
