@@ -7,6 +7,7 @@ import inspect
 import io
 import logging
 import os
+import re
 import signal
 import warnings
 from pathlib import Path
@@ -158,7 +159,7 @@ def open_logger(cfg: DictConfig, record: dict):
     logger = instantiate(
         cfg.logger,
         name=name,
-        id=f"{record['task']}-{name}-{record['config_hash'][:6]}".replace("=", "-").replace(",", "-")[-120:],
+        id=re.sub(r"[=:;,#?/']", "-", f"{record['task']}-{name}-{record['config_hash'][:6]}")[-120:],
         group=record["task"],
         job_type="select" if "trial" in record else "train",
         tags=[record["task"], record["mixer"]] + ([record["sweep"]] if record["sweep"] else []),
