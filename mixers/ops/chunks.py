@@ -144,7 +144,7 @@ def part(x: Tensor | None, start: int, stop: int, size: int, groups: tuple[int, 
     """(B, h, T, D) -> (B, H', h / H', n, C, D), wide; zeros after the end: no write, no decay, an output cut off."""
     if x is None:
         return None
-    x = x[:, :, start:stop].to(wide(x.dtype))
+    x = x[:, :, start:stop].to(wide(x.dtype)).contiguous()  # once, or each product makes a copy of its own
     if x.shape[2] % size:
         x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % size))
     return x.unflatten(2, (-1, size)).unflatten(1, (groups[0], -1))

@@ -99,19 +99,18 @@ def obstacle(name: str) -> str:
     return calls.obstacle()
 
 
-def fused(op: str, *tensors: Tensor | None, special: bool = False) -> Callable[..., Any] | None:
+def fused(op: str, x: Tensor, *others: Tensor | None, special: bool = False) -> Callable[..., Any] | None:
     """What is to be called instead of the torch engine with just these arguments; None where torch serves.
 
     special: it is a case of another op, which is asked next, and will say itself what served.
     """
     if torch.compiler.is_compiling():
         return None
-    device = next(x for x in tensors if x is not None).device.type
-    if device == "meta":  # shapes only
+    if x.is_meta:  # shapes only
         return None
-    name = choice(device).name
+    name = choice("cpu" if x.is_cpu else x.device.type).name  # asking in words takes longest
     module = None if name == "torch" else kernels(name, op)
-    if module is None or not module.serves(*tensors):
+    if module is None or not module.serves(x, *others):
         if special:
             return None
         name, module = "torch", None

@@ -57,9 +57,18 @@ def gated_delta(
     if fused is not None:
         return fused(q, k, p, z, g, state)
     if z.shape[2] == 1:
-        return widened(gated_delta_definition, z.dtype, q, k, p, z, g, state)
+        return widened(step, z.dtype, q, k, p, z, g, state)
     size = chunks.CHUNK if g is None or g.shape[3] == 1 else chunks.CHANNEL_CHUNK
     return walk(GatedDelta, state, size, q, k, p, g, z)
+
+
+def step(q, k, p, z, g, S):
+    """A single token: what is left of the chunks, in as few operations as there are."""
+    q, k, p = (shared(x, z.shape[1]) for x in (q, k, p))
+    S = k.new_zeros(*k.shape[:2], k.shape[3], z.shape[3]) if S is None else S
+    S = S if g is None else g.exp().mT * S
+    S = torch.addcmul(S, k.mT, z - p @ S)
+    return q @ S, S
 
 
 class GatedDelta(Recurrence):

@@ -57,7 +57,7 @@ def linear_attention(
     if fused is not None:
         return fused(q, k, v, g, state, u=u, gv=gv)
     if v.shape[2] == 1:
-        return widened(linear_attention_definition, v.dtype, q, k, v, g, state, u=u, gv=gv)
+        return widened(step, v.dtype, q, k, v, g, state, u, gv)
     per_channel = gv is not None or (g is not None and g.shape[3] > 1)
     size = chunks.CHANNEL_CHUNK if per_channel else chunks.CHUNK
     o, S = walk(Inclusive if u is None else Exclusive, state, size, q, k, g, gv, v)
@@ -68,6 +68,16 @@ def linear_attention(
         ).sum(-1)
         o = o + (bonus.flatten(1, 2).unsqueeze(-1) * v).to(o.dtype)
     return o, S
+
+
+def step(q, k, v, g, S, u, gv):
+    """A single token: what is left of the chunks, o = q S in rows, in as few operations as there are."""
+    q, k = (shared(x, v.shape[1]) for x in (q, k))
+    S = k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3]) if S is None else S
+    kept = S if g is None else g.exp().mT * S
+    kept = kept if gv is None else kept * gv.exp()
+    last = torch.addcmul(kept, k.mT, v)
+    return q @ (last if u is None else torch.addcmul(S, u.unsqueeze(-1) * k.mT, v)), last
 
 
 class Inclusive(Recurrence):

@@ -17,6 +17,8 @@ def exact(engine: Callable) -> Callable:
 
     @functools.wraps(engine)
     def wrapped(*tensors, **options):
+        if not torch._C._is_any_autocast_enabled():  # the usual case, in a tenth of the time
+            return engine(*tensors, **options)
         kind = next(x for x in (*tensors, *options.values()) if isinstance(x, Tensor)).device.type
         if kind == "meta" or not torch.is_autocast_enabled(kind):  # meta tensors know no autocast
             return engine(*tensors, **options)
@@ -26,9 +28,8 @@ def exact(engine: Callable) -> Callable:
     return wrapped
 
 
-def widened(definition: Callable, dtype: torch.dtype, *xs, **more) -> tuple[Tensor, Tensor]:
-    """The definition in wide precision, o in `dtype`: for a single token nothing is faster."""
+def widened(step: Callable, dtype: torch.dtype, *xs: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A step in wide precision, o in `dtype`."""
     to = wide(dtype)
-    more = {name: None if x is None else x.to(to) for name, x in more.items()}
-    o, state = definition(*(None if x is None else x.to(to) for x in xs), **more)
-    return o.to(dtype), state
+    o, state = step(*(x if x is None or x.dtype == to else x.to(to) for x in xs))  # asking is faster than `to`
+    return (o if o.dtype == dtype else o.to(dtype)), state

@@ -2,13 +2,14 @@
 
     h_t = a_t * h_{t-1} + b_t
 
-On a CPU the loop itself, one fused operation per step, is the fastest. Elsewhere each step would be a launch: there,
-(a, b) and (a', b') compose to (a' a, a' b + b') (Blelloch, 1990, Prefix sums and their applications, section 1.4), and
-inside a chunk the composition doubles its reach at each step, while the carry walks over chunks. Only products of a
-occur, no logarithm and no quotient, so a may be zero, negative or complex.
+On a CPU the loop itself, one fused operation per step, is the fastest where a step has many numbers. Where it has few,
+blocks of tokens walk side by side, twice: from zero, for the states that they begin with, and from those. Elsewhere
+each step would be a launch: there, (a, b) and (a', b') compose to (a' a, a' b + b') (Blelloch, 1990, Prefix sums and
+their applications, section 1.4), and inside a chunk the composition doubles its reach at each step, while the carry
+walks over chunks. Only products of a occur, no logarithm and no quotient, so a may be zero, negative or complex.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from mixers.ops import engines
 from mixers.ops.precision import exact, wide
 
 CHUNK = 32
+BLOCK = 64  # tokens of those that walk side by side,
+FEW = 8  # as many at least,
+AT_ONCE = 2**15  # and as many as have so many numbers in a step
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -41,6 +45,9 @@ def scan(a: Tensor, b: Tensor, state: Tensor | None = None) -> tuple[Tensor, Ten
     dtype = torch.promote_types(wide(b.dtype), a.dtype)
     a, b = a.to(dtype), b.to(dtype)
     state = torch.zeros_like(b[:, 0]) if state is None else state.to(dtype)
+    if b.shape[1] == 1:
+        h = torch.addcmul(b, a, state.unsqueeze(1))
+        return h, h[:, 0].clone()
     return Scan.apply(a.expand_as(b), b, state, run, run_back)
 
 
@@ -49,8 +56,7 @@ def run(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
     if not loops(b):
         return by_doubling(a, b, h)
     out = torch.empty_like(b)
-    for a_t, b_t, out_t in zip(steps(a), steps(b), steps(out), strict=True):
-        h = torch.addcmul(b_t, a_t, h, out=out_t)
+    chain(a, b, out, h, 1)
     return out
 
 
@@ -60,22 +66,48 @@ def run_back(a: Tensor, dh: Tensor, last: Tensor) -> Tensor:
         return reversed_by(by_doubling, a, dh, last)
     out = torch.empty_like(dh)
     l = torch.add(dh[:, -1], last, out=out[:, -1])
-    later = a[:, 1:].conj().resolve_conj()
-    for a_t, dh_t, out_t in zip(steps(later, -1), steps(dh[:, :-1], -1), steps(out[:, :-1], -1), strict=True):
-        l = torch.addcmul(dh_t, a_t, l, out=out_t)
+    chain(a[:, 1:].conj().resolve_conj(), dh[:, :-1], out[:, :-1], l, -1)
     return out
+
+
+def chain(a: Tensor, b: Tensor, out: Tensor, h: Tensor, way: int) -> None:
+    """h = out_t = b_t + a_t h for every t, upwards, or downwards where the way is -1."""
+    T, many = b.shape[1], AT_ONCE // max(1, h.numel())
+    whole = T // BLOCK * BLOCK if min(many, T // BLOCK) >= FEW else 0
+    # one by one in parts too, since Python walks over all views that live
+    for walk, size, start, stop in ((in_blocks, many * BLOCK, 0, whole), (one_by_one, 1024, whole, T))[::way]:
+        if start < stop:
+            pieces = zip(*(x[:, start:stop].split(size, 1)[::way] for x in (a, b, out)), strict=True)
+            for piece in pieces:
+                h = walk(*piece, h, way)
+
+
+def one_by_one(a: Tensor, b: Tensor, out: Tensor, h: Tensor, way: int) -> Tensor:
+    for a_t, b_t, out_t in zip(*(x.unbind(1)[::way] for x in (a, b, out)), strict=True):
+        h = torch.addcmul(b_t, a_t, h, out=out_t)
+    return h
+
+
+def in_blocks(a: Tensor, b: Tensor, out: Tensor, h: Tensor, way: int) -> Tensor:
+    steps = list(zip(*(x.unflatten(1, (-1, BLOCK)).unbind(2)[::way] for x in (a, b, out)), strict=True))
+    keep, write, _ = steps[0]  # of a whole block, (B, blocks, ...): its last state is write + keep * its first one
+    for a_t, b_t, _ in steps[1:]:
+        keep, write = keep * a_t, torch.addcmul(b_t, a_t, write)
+    starts, state = torch.empty_like(write), h
+    for start, keep_n, write_n in zip(*(x.unbind(1)[::way] for x in (starts, keep, write)), strict=True):
+        start.copy_(state)
+        state = torch.addcmul(write_n, keep_n, state)
+    if not state.isfinite().all():  # products may leave all numbers where the states themselves do not
+        return one_by_one(a, b, out, h, way)
+    for a_t, b_t, out_t in steps:
+        starts = torch.addcmul(b_t, a_t, starts, out=out_t)
+    return starts[:, -1 if way == 1 else 0]
 
 
 def reversed_by(run: Run, a: Tensor, dh: Tensor, last: Tensor) -> Tensor:
     """The adjoint by what runs the recurrence forwards."""
     later = torch.cat([torch.ones_like(a[:, :1]), a.flip(1)[:, :-1]], 1).conj()
     return run(later, dh.flip(1), last).flip(1)
-
-
-def steps(x: Tensor, way: int = 1) -> Iterator[Tensor]:
-    """x[:, t], forwards or backwards; views of a part at a time, since Python walks over all that live."""
-    for piece in x.split(1024, 1)[::way]:
-        yield from piece.unbind(1)[::way]
 
 
 def loops(x: Tensor) -> bool:
@@ -122,6 +154,6 @@ class Scan(torch.autograd.Function):
             return torch.zeros_like(a), dh, dlast, None, None
         l = ctx.run_back(a, dh, dlast)
         da = torch.empty_like(l)
-        da[:, 0] = l[:, 0] * state.conj()
-        da[:, 1:] = l[:, 1:] * h[:, :-1].conj()
+        torch.mul(l[:, 0], state.conj(), out=da[:, 0])
+        torch.mul(l[:, 1:], h[:, :-1].conj(), out=da[:, 1:])
         return da, l, a[:, 0].conj() * l[:, 0], None, None

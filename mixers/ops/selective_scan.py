@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixers.ops import engines
-from mixers.ops.precision import exact, wide
+from mixers.ops.precision import exact, wide, widened
 from mixers.ops.scan import run, run_back
 from mixers.ops.work import wider
 
@@ -44,8 +44,16 @@ def selective_scan(
         state = torch.zeros(x.shape[0], *A.shape, dtype=dtype, device=x.device)
     if not x.numel():
         return x, state.to(dtype)
+    if x.shape[1] == 1:
+        return widened(step, x.dtype, x, dt, A, B, C, D, state)
     y, last = _SelectiveScan.apply(x, dt, A.to(dtype), B, C, state.to(dtype))
     return y + D.to(x.dtype) * x, last
+
+
+def step(x, dt, A, B, C, D, h):
+    """A single token, in as few operations as there are."""
+    h = torch.addcmul((dt.mT * A).exp_() * h, (dt * x).mT, B)
+    return torch.addcmul((h @ C.mT).mT, D, x), h
 
 
 class _SelectiveScan(torch.autograd.Function):

@@ -102,6 +102,28 @@ def test_a_build_that_fails_is_explained(unbuilt, tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_a_cpu_that_the_compiler_does_not_know_is_explained(unbuilt, tmp_path):
+    compiler = tmp_path / "cc"
+    compiler.write_text(
+        "#!/bin/sh\necho \"cc: error: unsupported argument 'native' to option '-march='\" >&2; exit 1\n"
+    )
+    compiler.chmod(0o755)
+    unbuilt(SEQMIX_CACHE=tmp_path / "cache", CC=compiler)
+    linear_attention(*heads())
+    assert engines.ran == {"linear_attention": {"torch"}}
+    assert "cannot compile the kernels: cc: error: unsupported argument 'native'" in engines.choice("cpu").why
+
+
+def test_what_was_built_for_one_cpu_is_not_run_on_another(unbuilt, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(build, "compile_into", lambda path, files: compiled.append(path.name))
+    for cpu in ("x86_64 of today", "x86_64 of old"):
+        monkeypatch.setattr(build, "cpu", lambda cpu=cpu: cpu)
+        unbuilt(SEQMIX_CACHE=tmp_path)
+        engines.choice("cpu")
+    assert len(set(compiled)) == 2
+
+
 def test_a_cache_that_cannot_be_written_is_explained(unbuilt, tmp_path):
     (tmp_path / "file").write_text("")
     unbuilt(SEQMIX_CACHE=tmp_path / "file" / "below")
@@ -238,6 +260,28 @@ def test_a_single_token(name, width):
     engines.use("torch")
     for a, b in zip(got, op(*streams, g, S), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["scan", "selective_scan"])
+@pytest.mark.parametrize("N", [3, 8, 21])
+def test_a_single_token_of_a_diagonal_recurrence(name, N):
+    torch.manual_seed(0)
+    x, dt, bc, A = torch.randn(2, 1, 37), torch.rand(2, 1, 37), torch.randn(2, 2, N), -torch.rand(37, N)
+    op, inputs, shape = (
+        (scan, (dt, x), (2, 37))
+        if name == "scan"
+        else (selective_scan, (x, dt, A, bc[:, :1], bc[:, 1:], torch.randn(37)), (2, 37, N))
+    )
+    for state in (None, torch.randn(shape), torch._neg_view(torch.randn(shape))):
+        with torch.no_grad():
+            got = op(*inputs, state=state)
+        twice = op(*(torch.cat([z, z], 1) if z.ndim == 3 else z for z in inputs), state=state)
+        torch.testing.assert_close(got[0], twice[0][:, :1])
+        engines.use("torch")
+        for a, b in zip(got, op(*inputs, state=state), strict=True):
+            torch.testing.assert_close(a, b)
+        engines.use("auto")
+    assert engines.ran == {name: {"native", "torch"}}
 
 
 CLEAN = """

@@ -87,6 +87,30 @@ def test_doubling_is_the_loop(monkeypatch):
             torch.testing.assert_close(scans.run_back(a, b, h), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("T", [8, 11, 32, 77])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_blocks_are_the_loop(T, dtype, monkeypatch):
+    """Also where the product over a block is infinite and the states are not."""
+    monkeypatch.setattr(scans, "BLOCK", 4)
+    monkeypatch.setattr(scans, "FEW", 2)
+    monkeypatch.setattr(scans, "AT_ONCE", 6 * 5)  # five blocks of 2 x 3
+    walked, in_blocks = [], scans.in_blocks
+    monkeypatch.setattr(scans, "in_blocks", lambda a, *more: (walked.append(a.shape[1]), in_blocks(a, *more))[1])
+    torch.manual_seed(0)
+    a, b, h = (torch.randn(*shape, dtype=dtype) for shape in ((2, T, 3), (2, T, 3), (2, 3)))
+    a[:, ::3] = 0
+    vast, nothing = a.clone(), torch.zeros_like(b)
+    vast[:, :4], nothing[:, 4:] = 1e200, b[:, 4:]
+    for inputs in ((a, b, h), (a[:, :1], b, h), (vast, nothing, 0 * h)):
+        o, last = scans.scan(*inputs)
+        expected, final = scans.scan_definition(*inputs)
+        torch.testing.assert_close(o, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(last, final, rtol=1e-12, atol=1e-12)
+        assert o.isfinite().all()
+    assert both(scans.scan, scans.scan_definition, (a, b, h)) < 1e-10
+    assert T == 8 or max(walked) == min(20, T // 4 * 4)
+
+
 @each_engine(WIDE_ONLY)
 @pytest.mark.parametrize("T", [*LENGTHS, 70])
 def test_selective_scan(T, engine, dtype, monkeypatch):

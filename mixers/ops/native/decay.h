@@ -16,7 +16,7 @@ typedef struct {
     int kind;
     int64_t K;
     float *a, *start, *end; /* (W, K), or with one number per head (W) */
-    float *keep;            /* (K) */
+    float *keep;            /* (K), or NULL without decay */
     float *P;               /* (W, W): e^{G_i - G_j}, 0 above the diagonal; not for CHANNEL */
     float *M;               /* (W, W): the gradient of P, times P */
     float *dg;              /* (W, K) */
@@ -28,9 +28,8 @@ typedef struct {
 APART decay decay_room(const tensor *g, int64_t K, float **room) {
     decay d = {.kind = !g ? NONE : g->width == 1 ? SCALAR : CHANNEL, .K = K};
     d.a = take(room, W * K), d.start = take(room, W * K), d.end = take(room, W * K);
-    d.dg = take(room, W * K), d.turned = take(room, W * K), d.keep = take(room, K);
+    d.dg = take(room, W * K), d.turned = take(room, W * K), d.keep = g ? take(room, K) : NULL;
     d.P = take(room, W * W), d.M = take(room, W * W);
-    for (int64_t k = 0; k < K; k++) d.keep[k] = 1;
     for (int i = 0; i < W; i++)
         for (int j = 0; j < W; j++) d.P[i * W + j] = j <= i;
     return d;

@@ -8,7 +8,7 @@
 
 #include "decay.h"
 
-#define SPAN (256 / W)
+#define SPAN (64 / W) /* what is held of them fits into a cache */
 
 /* U <- (I + L)^{-1} U, or with the transpose of L, from the last row up. */
 APART void substitute(const float *L, float *U, int64_t V, int transposed) {
@@ -37,9 +37,10 @@ void gated_delta_forward(int64_t B, int64_t H, int64_t T, const tensor *q, const
     int64_t k_width = q->width, v_width = z->width, K = padded(k_width), V = padded(v_width), size = k_width * v_width;
     int64_t spans = (T + SPAN * W - 1) / (SPAN * W), rooms = gated_delta_room(k_width, v_width, 0);
 #pragma omp parallel for if (threads > 1) num_threads(threads)
-    for (int64_t i = 0; i < B * H; i++) {
+    for (int64_t worker = 0; worker < threads; worker++)
+    for (int64_t i = worker; i < B * H; i += threads) {
         int64_t b = i / H, h = i % H;
-        float *room = scratch + i * rooms;
+        float *room = scratch + worker * rooms; /* the same for every head: it stays in the cache */
         decay d = decay_room(g, K, &room);
         float *S = take(&room, K * V), *Q = take(&room, W * K), *Ks = take(&room, W * K), *P = take(&room, W * K);
         float *X_ = take(&room, W * K), *U = take(&room, W * V), *O = take(&room, W * V), *A = take(&room, W * W);
@@ -74,9 +75,10 @@ void gated_delta_backward(int64_t B, int64_t H, int64_t T, const tensor *q, cons
     int64_t k_width = q->width, v_width = z->width, K = padded(k_width), V = padded(v_width), size = k_width * v_width;
     int64_t spans = (T + SPAN * W - 1) / (SPAN * W), rooms = gated_delta_room(k_width, v_width, 1);
 #pragma omp parallel for if (threads > 1) num_threads(threads)
-    for (int64_t i = 0; i < B * H; i++) {
+    for (int64_t worker = 0; worker < threads; worker++)
+    for (int64_t i = worker; i < B * H; i += threads) {
         int64_t b = i / H, h = i % H;
-        float *room = scratch + i * rooms;
+        float *room = scratch + worker * rooms; /* the same for every head: it stays in the cache */
         decay d = decay_room(g, K, &room);
         float *S = take(&room, SPAN * K * V), *dS = take(&room, K * V), *St = take(&room, K * V);
         float *dSt = take(&room, K * V), *Q = take(&room, W * K), *Ks = take(&room, W * K), *P = take(&room, W * K);

@@ -21,9 +21,10 @@ void linear_attention_forward(int64_t B, int64_t H, int64_t T, const tensor *q, 
     int64_t k_width = q->width, v_width = v->width, K = padded(k_width), V = padded(v_width), size = k_width * v_width;
     int64_t spans = (T + SPAN * W - 1) / (SPAN * W), rooms = linear_attention_room(k_width, v_width, 0);
 #pragma omp parallel for if (threads > 1) num_threads(threads)
-    for (int64_t i = 0; i < B * H; i++) {
+    for (int64_t worker = 0; worker < threads; worker++)
+    for (int64_t i = worker; i < B * H; i += threads) {
         int64_t b = i / H, h = i % H;
-        float *room = scratch + i * rooms;
+        float *room = scratch + worker * rooms; /* the same for every head: it stays in the cache */
         decay d = decay_room(g, K, &room);
         float *S = take(&room, K * V), *Q = take(&room, W * K), *Ks = take(&room, W * K), *Vs = take(&room, W * V);
         float *Q_ = take(&room, W * K), *K_ = take(&room, W * K), *O = take(&room, W * V), *A = take(&room, W * W);
@@ -54,9 +55,10 @@ void linear_attention_backward(int64_t B, int64_t H, int64_t T, const tensor *q,
     int64_t k_width = q->width, v_width = v->width, K = padded(k_width), V = padded(v_width), size = k_width * v_width;
     int64_t spans = (T + SPAN * W - 1) / (SPAN * W), rooms = linear_attention_room(k_width, v_width, 1);
 #pragma omp parallel for if (threads > 1) num_threads(threads)
-    for (int64_t i = 0; i < B * H; i++) {
+    for (int64_t worker = 0; worker < threads; worker++)
+    for (int64_t i = worker; i < B * H; i += threads) {
         int64_t b = i / H, h = i % H;
-        float *room = scratch + i * rooms;
+        float *room = scratch + worker * rooms; /* the same for every head: it stays in the cache */
         decay d = decay_room(g, K, &room);
         float *S = take(&room, SPAN * K * V), *dS = take(&room, K * V), *turned = take(&room, K * V);
         float *Q = take(&room, W * K), *Ks = take(&room, W * K), *Q_ = take(&room, W * K), *K_ = take(&room, W * K);

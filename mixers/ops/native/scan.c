@@ -77,7 +77,7 @@ INLINE piece cut(int64_t i, int64_t pieces, int64_t C) {
 }
 
 void scan_forward(int64_t z, int64_t B, int64_t T, int64_t C, const float *a, int64_t a_b, int64_t a_t, int64_t a_c,
-                  const float *b, const float *state, float *h, int64_t threads) {
+                  const float *b, const float *state, float *h, float *last, int64_t threads) {
     int64_t many = pieces(C, threads);
 #pragma omp parallel for if (threads > 1) num_threads(threads)
     for (int64_t i = 0; i < B * many; i++) {
@@ -87,6 +87,7 @@ void scan_forward(int64_t z, int64_t B, int64_t T, int64_t C, const float *a, in
         int64_t at = z * (p.row * T * C + p.c), first = z * (p.row * C + p.c);
         if (z == 1) forward(1, T, C, part, b + at, state + first, h + at, p.n);
         else forward(2, T, C, part, b + at, state + first, h + at, p.n);
+        memcpy(last + first, h + at + z * (T - 1) * C, 4 * z * p.n);
     }
 }
 

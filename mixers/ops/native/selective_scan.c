@@ -40,6 +40,14 @@ INLINE void small_in(float *to, const tensor *x, int64_t b, int64_t t, int64_t n
         row_in(to + i * x->width, x->data, b * x->b + (t + i) * x->t, (int)x->bf16, x->width, x->width);
 }
 
+/* The first n of W numbers, and zeros. */
+INLINE vec some(const float *x, int64_t n) {
+    if (n == W) return get(x);
+    vec v = all(0);
+    memcpy(&v, x, 4 * n);
+    return v;
+}
+
 /* Threads take rows and so many pieces of the channels; `room` numbers of scratch are each thread's piece's. */
 void selective_scan_forward(int64_t batch, int64_t T, int64_t N, int64_t D, const tensor *x, const tensor *dt,
                             const float *A, const tensor *B, const tensor *C, const float *skip, float *state,
@@ -68,6 +76,23 @@ void selective_scan_forward(int64_t batch, int64_t T, int64_t N, int64_t D, cons
                 for (int64_t m = 0; m < N; m++) put(S + m * D, h[m]);
             }
         }
+    }
+}
+
+/* One token: x, dt, y (batch, D), B, C (batch, N), A (D, N), and states (batch, D, N) as the caller has them, dense
+   float32. */
+void selective_scan_step(int64_t batch, int64_t D, int64_t N, const float *x, const float *dt, const float *A,
+                         const float *B, const float *C, const float *skip, const float *state, float *last, float *y) {
+    for (int64_t i = 0; i < batch * D; i++) {
+        vec read = all(0);
+        for (int64_t m = 0; m < N; m += W) {
+            int64_t at = i / D * N + m, n = least(W, N - m);
+            vec h = some(state + i * N + m, n) * vexp(some(A + i % D * N + m, n) * dt[i]);
+            h += some(B + at, n) * (dt[i] * x[i]);
+            read += h * some(C + at, n);
+            memcpy(last + i * N + m, &h, 4 * n);
+        }
+        y[i] = sum(read) + skip[i % D] * x[i];
     }
 }
 

@@ -4,7 +4,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixers.ops.native.calls import FLOATS, at, dense, floats, kernel, plain, recorded, refuse_a_second_derivative, view
+from mixers.ops.native.calls import (
+    at,
+    dense,
+    floats,
+    kernel,
+    numbers,
+    plain,
+    recorded,
+    refuse_a_second_derivative,
+    view,
+)
 
 W, SPAN = 16, 32  # selective_scan.c's, W at its widest
 FORWARD = "iiii pppppp ppp piii"
@@ -12,17 +22,29 @@ BACKWARD = "iiii ppppppp ppp ppppp piii"
 
 
 def serves(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None = None) -> bool:
-    if not plain(x, dt, A, B, C, D, state, dtypes=FLOATS) or x.ndim != 3 or A.ndim != 2:
+    if not plain(x, dt, A, B, C, D, state) or x.ndim != 3 or A.ndim != 2:
         return False
-    width, N = A.shape
-    streams = x.shape == dt.shape == (*x.shape[:2], width) and B.shape == C.shape == (*x.shape[:2], N)
-    return streams and D.shape == (width,) and (state is None or state.shape == (x.shape[0], width, N))
+    (batch, T, width), N = x.shape, A.shape[1]
+    streams = dt.shape == x.shape and B.shape == C.shape == (batch, T, N)
+    weights = D.shape == (width,) and A.shape[0] == width
+    return streams and weights and (state is None or state.shape == (batch, width, N))
 
 
 def selective_scan(x, dt, A, B, C, D, state=None) -> tuple[Tensor, Tensor]:
-    state = x.new_zeros(x.shape[0], *A.shape, dtype=torch.float32) if state is None else state.float()
-    inputs = (*map(dense, (x, dt)), A, *map(dense, (B, C)), D, state)
+    state = x.new_zeros(x.shape[0], *A.shape, dtype=torch.float32) if state is None else state
+    if x.shape[1] == 1 and not recorded(x, dt, A, B, C, D, state):
+        return step(x.dtype, *map(numbers, (x, dt, A, B, C, D, state)))
+    inputs = (*map(dense, (x, dt)), A, *map(dense, (B, C)), D, state.float())
     return _SelectiveScan.apply(*inputs) if recorded(*inputs) else forward(False, *inputs)[:2]
+
+
+def step(dtype, x, dt, A, B, C, D, state):
+    """A single token, and the state after it."""
+    y, last = torch.empty_like(x), torch.empty_like(state)
+    kernel("selective_scan_step", "iii ppppppp pp")(
+        *(x.shape[0], *A.shape, *map(at, (x, dt, A, B, C, D, state, last, y))),
+    )
+    return y if dtype is torch.float32 else y.to(dtype), last
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -191,7 +191,7 @@ typedef struct {
 
 INLINE void tile(int rows, int vectors, int64_t depth, const float *A, int64_t ai, int64_t ak, const float *B,
                  int64_t N, float *C, how way) {
-    vec acc[W];
+    vec acc[16];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
@@ -237,6 +237,9 @@ APART void product(int64_t M, int64_t N, int64_t K, const float *A, int64_t ai, 
         if (W == 16 && N - j >= 4 * W) {
             tiles(4, 4, M, K, A, ai, ak, B + j, N, C + j, here);
             j += 4 * W;
+        } else if (W == 8 && (N - j == 3 * W || N - j >= 5 * W)) {
+            tiles(4, 3, M, K, A, ai, ak, B + j, N, C + j, here);
+            j += 3 * W;
         } else if (N - j >= 2 * W) {
             tiles(W / 2, 2, M, K, A, ai, ak, B + j, N, C + j, here);
             j += 2 * W;
