@@ -1,7 +1,7 @@
 """The sentences below and above a table: what was settled before the runs, what the numbers mean, what did not run."""
 
 from compare import stats
-from compare.tables import Row, Table, differences, threshold
+from compare.tables import Row, Table, differences, first, threshold
 from compare.text import values_text
 
 HANDS_OFF = "untuned: one learning rate for all"
@@ -14,6 +14,7 @@ def notes(rows: list[Row], references: dict[str, float], metric: dict, length: i
     return [
         *_settled(rows),
         *_floor(rows),
+        *_overlap(rows),
         *_meanings(rows, metric, length),
         *_weak(rows, references, metric["higher_is_better"]),
         *(line for row in rows for line in _missing(row)),
@@ -63,6 +64,12 @@ def _floor(rows: list[Row]) -> list[str]:
     if rows[0].cost("parameters", "mixer") == 0:
         return [f"A/A: none, for {rows[0].label} has no parameters that could be initialised anew"]
     return ["A/A: not measured; aa=true trains the baseline under a second label and shows what is noise"]
+
+
+def _overlap(rows: list[Row]) -> list[str]:
+    """Of the test examples how many are no surprise; all runs have the same data."""
+    share = first([run for row in rows for run in row.runs], "overlap", {"test": 0})["test"]
+    return [f"{share:.2%} of the test examples occur in training or validation too"] if share else []
 
 
 def _meanings(rows: list[Row], metric: dict, length: int | None) -> list[str]:

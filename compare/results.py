@@ -38,6 +38,7 @@ REQUIRED = {
 }
 MEASURED = {
     "data": dict,
+    "overlap": dict,
     "engine": str,
     "engine_details": dict,
     "metric": dict,

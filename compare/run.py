@@ -6,6 +6,7 @@ import functools
 import inspect
 import io
 import logging
+import re
 import signal
 import warnings
 from pathlib import Path
@@ -53,6 +54,7 @@ def carry_out(cfg: DictConfig, directory: Path, record: dict) -> dict:
         data = instantiate(cfg.task.data)
         record |= {
             "data": data.hashes(),
+            "overlap": data.overlap(),
             "baselines": data.baselines(),
             "metric": {"name": data.metric, "higher_is_better": data.metric == "accuracy"},
             "protocol": protocol(cfg, data),
@@ -156,7 +158,7 @@ def open_logger(cfg: DictConfig, record: dict):
     logger = instantiate(
         cfg.logger,
         name=name,
-        id=f"{record['task']}-{name}-{record['config_hash'][:6]}".replace("=", "-").replace(",", "-")[-120:],
+        id=re.sub(r"[=:;,#?/']", "-", f"{record['task']}-{name}-{record['config_hash'][:6]}")[-120:],
         group=record["task"],
         job_type="select" if "trial" in record else "train",
         tags=[record["task"], record["mixer"]] + ([record["sweep"]] if record["sweep"] else []),

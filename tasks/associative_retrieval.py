@@ -19,7 +19,7 @@ one of them in the paper, several here, one after the other, so that less traini
 import torch
 from torch import Tensor
 
-from tasks.base import IGNORE
+from tasks.base import IGNORE, cached
 from tasks.draws import Draws
 from tasks.sized import Sized, at_least
 
@@ -65,7 +65,9 @@ class AssociativeRetrieval(Sized):
         self.vocabulary, self.questions, self.replace = vocabulary, questions, replace
 
     def draw(self, n: int, seed: int, keys: int) -> tuple[Tensor, Tensor]:
-        return associative_retrieval(n, keys, self.questions, self.vocabulary, self.replace, seed)
+        knobs = {"questions": self.questions, "vocabulary": self.vocabulary, "replace": self.replace}
+        tokens, targets = cached(associative_retrieval, n=n, keys=keys, seed=seed, **knobs)
+        return tokens, targets
 
     def baselines(self) -> dict[str, float]:
         """chance: any value; in sight: that of a random pair of the example; and, where keys are written again, of a

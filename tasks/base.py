@@ -21,6 +21,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from tasks import draws
+
 IGNORE = -100  # a target that is not scored
 SPLITS = ("train", "validation", "test")
 Batch = tuple[Tensor, Tensor, Tensor | None]
@@ -105,6 +107,7 @@ class Task(L.LightningDataModule):
 
     metric = "accuracy"  # or "bits_per_byte"
     loss_on = "answers"  # or "all": which targets are scored
+    look: str | tuple[str, ...] = "numbers"  # of an example: or "text", "image", or a word for each token
 
     def __init__(self, *, seed: int, order_seed: int, batch_size: int):
         super().__init__()
@@ -135,13 +138,14 @@ class Task(L.LightningDataModule):
         return {split: digest(self.segments(split)) for split in SPLITS}
 
     def overlap(self) -> dict[str, float]:
-        """The share of validation and of test examples whose tokens also occur in training."""
-        seen = {row.numpy().tobytes() for s in self.segments("train") for row in s.tokens}
+        """The share of validation's examples whose tokens also occur in training, and of test's in either of them."""
+        seen: set[bytes] = set()
         shares = {}
-        for split in SPLITS[1:]:
-            rows = [row.numpy().tobytes() in seen for s in self.segments(split) for row in s.tokens]
-            shares[split] = sum(rows) / len(rows)
-        return shares
+        for split in SPLITS:
+            rows = [sha256(row.numpy()).digest() for s in self.segments(split) for row in s.tokens.contiguous()]
+            shares[split] = sum(row in seen for row in rows) / len(rows)
+            seen.update(rows)
+        return {split: shares[split] for split in SPLITS[1:]}
 
     def train_dataloader(self) -> Batches:
         return Batches(self.segments("train"), self.batch_size, self.order_seed)
@@ -159,15 +163,17 @@ def seed_of(*key: object) -> int:
 
 
 def cached(make: FunctionType, **arguments: object) -> tuple[Tensor, ...]:
-    """make(**arguments), kept in a file under $SEQMIX_CACHE, or ~/.cache/seqmix; in none if that is empty.
+    """make(**arguments), kept in a file under $SEQMIX_CACHE, or ~/.cache/seqmix; in none if that is empty. For what
+    takes ten seconds or more to make, at published sizes; what takes less is made again.
 
-    Its name is a hash of the function, the arguments and the source of the function's module. It appears whole or not
-    at all, so that many processes may begin at once; one that has not the hash it begins with is made again.
+    Its name is a hash of the function, the arguments and the source of the function's module and of tasks.draws. It
+    appears whole or not at all, so that many processes may begin at once; one that has not the hash it begins with is
+    made again.
     """
     place = os.environ.get("SEQMIX_CACHE", "~/.cache/seqmix")
     if not place:
         return make(**arguments)
-    source = inspect.getsource(sys.modules[make.__module__])
+    source = [inspect.getsource(module) for module in (sys.modules[make.__module__], draws)]
     key = seed_of(make.__module__, make.__name__, sorted(arguments.items()), source)
     path = Path(place).expanduser() / f"{make.__name__}-{key:016x}.pt"
     saved = path.read_bytes() if path.exists() else b""
@@ -177,10 +183,11 @@ def cached(make: FunctionType, **arguments: object) -> tuple[Tensor, ...]:
     torch.save(made, buffer)
     with suppress(OSError):  # a full or read-only disk: made, but not kept
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.stem}-", suffix=".part", delete=False) as part:
-            part.write(sha256(buffer.getbuffer()).digest())
-            part.write(buffer.getbuffer())
-        os.replace(part.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.stem}-") as partial:
+            with Path(partial, path.name).open("wb") as part:
+                part.write(sha256(buffer.getbuffer()).digest())
+                part.write(buffer.getbuffer())
+            os.replace(part.name, path)
     return made
 
 

@@ -52,6 +52,7 @@ class Bytes(Task):
 
     metric = "bits_per_byte"
     loss_on = "all"
+    look = "text"
     kind = "bytes"  # a part of every seed
 
     def __init__(

@@ -18,6 +18,7 @@ from torch import Tensor
 from tasks.base import SPLITS, Segment, Task, seed_of
 from tasks.bytes import split_of
 from tasks.code import files, standard_library
+from tasks.draws import Draws
 from tasks.labelled import Examples, by_threshold, in_both
 from tasks.sized import at_least
 
@@ -28,19 +29,18 @@ LEVELS = ("any", "directory")
 def pairs(groups: list[list[Tensor]], n: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
     """n pairs of stretches, (n, 2, length) uint8, and labels: 1 for two of one file that do not overlap, 0 for two of
     two files of one group. Each file (uint8) has 2 * length bytes or more, and each group two files."""
-    generator = torch.Generator().manual_seed(seed)
-    files = [(group, i) for group in groups for i in range(len(group))]
-    labels = torch.randint(2, (n,), generator=generator)
-    made = []
+    files, draws = [(group, i) for group in groups for i in range(len(group))], Draws(n, seed)
+    labels, made = draws.integers(0, 2), []
 
     def below(end: int) -> int:
-        return int(torch.randint(end, (), generator=generator))
+        return int(next(numbers) * end)
 
     def two(file: Tensor) -> tuple[Tensor, Tensor]:
         early, late = sorted(below(len(file) - 2 * length + 1) for _ in range(2))
         return file[early : early + length], file[late + length : late + 2 * length]
 
-    for label in labels.tolist():
+    for label, own in zip(labels.tolist(), draws.uniform(7).tolist(), strict=True):  # as many as a pair may need
+        numbers = iter(own)
         group, i = files[below(len(files))]
         a, b = two(group[i])
         if not label:  # the later stretch of another file, so that places say nothing
@@ -52,6 +52,8 @@ def pairs(groups: list[list[Tensor]], n: int, length: int, seed: int) -> tuple[T
 class CodeRetrieval(Task):
     """root: a directory of Python sources, or None, the standard library; length: bytes of a stretch; level: "any" or
     "directory", of train and validation; train, validation, test: how many pairs, in test of either level."""
+
+    look = "text"
 
     def __init__(
         self, *, root: str | None, length: int, level: str, train: int, validation: int, test: int, **common: int

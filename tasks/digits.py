@@ -13,6 +13,7 @@ class Digits(Labelled):
     """1,797 examples; train, validation, test: how many of them."""
 
     classes = 10
+    look = "image"
 
     def load(self) -> dict[str, Examples]:
         try:

@@ -62,6 +62,7 @@ class Dna(Task):
 
     metric = "bits_per_byte"  # a token is a base
     loss_on = "all"
+    look = tuple("ACGTN")
 
     def __init__(
         self,

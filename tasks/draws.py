@@ -23,11 +23,12 @@ def mixed(x: np.ndarray) -> np.ndarray:
 
 
 class Draws:
-    """The streams of the examples 0 ... n - 1. Every method returns (n, *shape), and all streams advance alike."""
+    """The streams of the examples first ... first + n - 1. Every method returns (n, *shape), and all streams advance
+    alike."""
 
-    def __init__(self, n: int, seed: int):
+    def __init__(self, n: int, seed: int, first: int = 0):
         key = mixed(np.array([seed % 2**64], np.uint64) + GAMMA)
-        self.state = mixed(key ^ mixed(np.arange(1, n + 1, dtype=np.uint64) * GAMMA))
+        self.state = mixed(key ^ mixed(np.arange(first + 1, first + n + 1, dtype=np.uint64) * GAMMA))
 
     def uniform(self, *shape: int) -> Tensor:
         """float64 in [0, 1)."""

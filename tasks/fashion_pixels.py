@@ -38,6 +38,7 @@ class FashionPixels(Labelled):
     """
 
     classes = 10
+    look = "image"
 
     def __init__(self, *, path: str | None, url: str | None, md5: dict | None, examples: dict, **common):
         super().__init__(**common)

@@ -47,6 +47,8 @@ def flip_flop(n: int, length: int, ignore: float, seed: int) -> tuple[Tensor, Te
 class FlipFlop(Sized):
     """train, validation, test: lists of {length, ignore, n}. loss_on: "all" tokens, or "answers": reads."""
 
+    look = ("0", "1", "w", "r", "i")
+
     def __init__(self, *, loss_on: str, **common):
         super().__init__(**common)
         if loss_on not in ("all", "answers"):

@@ -47,6 +47,7 @@ class Image(Archived):
     """Validation comes out of train."""
 
     classes = 10
+    look = "image"
     archive = ARCHIVE
 
     def read(self, path: Path) -> dict[str, Examples]:

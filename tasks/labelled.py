@@ -3,6 +3,7 @@ learning. Data sets are read as their authors publish them, from files whose che
 """
 
 import os
+import shutil
 import tempfile
 import urllib.request
 from hashlib import file_digest
@@ -168,14 +169,12 @@ def official(directory: str | None, name: str, md5: str | None, url: str | None)
         if url is None:
             raise ValueError(f"{path} is not there: {remedy}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                urllib.request.urlopen(url, timeout=30) as answer,
-                tempfile.NamedTemporaryFile(dir=path.parent, prefix=name, suffix=".part", delete=False) as part,
-            ):
-                while block := answer.read(2**20):
-                    part.write(block)
-            os.replace(part.name, path)
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{name}-") as partial:
+                    with Path(partial, name).open("wb") as part:
+                        shutil.copyfileobj(answer, part, 2**20)
+                    os.replace(part.name, path)
         except OSError as error:
             raise ValueError(f"{path} is not there, and {url} cannot be read ({error}): {remedy}") from error
     if md5 is not None:

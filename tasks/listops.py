@@ -11,18 +11,21 @@ max_length.
 
 from collections import Counter
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tasks.base import Segment, Task, cached, seed_of
+from tasks.draws import GAMMA, Draws, mixed
 from tasks.sized import at_least
 
 OPERATORS = ("MIN", "MAX", "MED", "SM")
 WORDS = [*map(str, range(10)), *(f"[{name}" for name in OPERATORS), "]", "pad"]
 CLOSE, PAD = 14, 15
 MAX_DEPTH, MAX_CHILDREN, DIGIT = 10, 10, 0.75
+BLOCK = 4096  # trees that are grown at once
 PATIENCE = 100_000  # trees in a row that are of no use
 
 
@@ -38,36 +41,76 @@ def value_of(operator: int, children: list[int]) -> int:
     return sum(children) % 10
 
 
-def tree(draws: np.random.Generator, max_length: int) -> tuple[list[int], int]:
-    """The tokens of one tree and its value; more than max_length tokens end it early, and such a tree is not kept."""
-    tokens: list[int] = []
-    open_nodes: list[tuple[int, int, list[int]]] = []  # operator, children to come, values so far
-    uniform = iter(())
-    while True:
-        number = next(uniform, None)
-        if number is None:
-            uniform = iter(draws.random(256).tolist())
-            number = next(uniform)
-        if len(open_nodes) + 1 >= MAX_DEPTH or number > 1 - DIGIT:
-            # what is left of the draw is uniform again: one number serves for both decisions
-            left = number if len(open_nodes) + 1 >= MAX_DEPTH else (number - (1 - DIGIT)) / DIGIT
-            value = min(9, int(left * 10))
-            tokens.append(value)
-        else:
-            choice = min(35, int(number / (1 - DIGIT) * 36))
-            open_nodes.append((choice % 4, 2 + choice // 4, []))
-            tokens.append(10 + choice % 4)
-            continue
-        while open_nodes:
-            operator, wanted, values = open_nodes[-1]
-            values.append(value)
-            if len(values) < wanted:
-                break
-            open_nodes.pop()
-            tokens.append(CLOSE)
-            value = value_of(operator, values)
-        if not open_nodes or len(tokens) > max_length:
-            return tokens, value
+class Level(NamedTuple):
+    """The nodes at one depth of many trees, tree by tree; the children of each lie side by side in the next level."""
+
+    tree: np.ndarray  # to which a node belongs
+    token: np.ndarray  # a digit, or ten plus an operator
+    children: np.ndarray  # how many: 0 for a digit
+
+    def first(self) -> np.ndarray:
+        """Where each operator's children begin, and of all operators' together the end."""
+        return np.concatenate([[0], self.children[self.children > 0].cumsum()])
+
+
+def grown(seed: int, start: int, min_length: int, max_length: int) -> list[Level]:
+    """The trees number `start` to `start + BLOCK` that have a wanted length, each a function of seed and number: a
+    node's random bits are a hash of its parent's and of which child it is."""
+    bits, tree = Draws(BLOCK, seed, first=start).state, np.arange(BLOCK)
+    lengths, levels = np.ones(BLOCK, np.int64), []
+    for depth in range(1, MAX_DEPTH + 1):
+        uniform = (bits >> np.uint64(11)) * 2.0**-53
+        digit = uniform >= (1 - DIGIT if depth < MAX_DEPTH else 0)
+        # what is left of a draw is uniform again: it says which digit, or which operator and how many children
+        share = uniform
+        if depth < MAX_DEPTH:
+            share = np.where(digit, (uniform - (1 - DIGIT)) / DIGIT, uniform / (1 - DIGIT))
+        choice = (share * np.where(digit, 10, len(OPERATORS) * (MAX_CHILDREN - 1))).astype(np.int64)
+        token = np.where(digit, choice, 10 + choice % len(OPERATORS))
+        children = np.where(digit, 0, 2 + choice // len(OPERATORS))
+        levels.append(Level(tree, token, children))
+        lengths += np.bincount(tree, children + ~digit, BLOCK).astype(np.int64)  # and a bracket
+        wanted = children * (lengths < max_length)[tree]  # no more of what is too long already
+        which = np.arange(wanted.sum()) - np.repeat(wanted.cumsum() - wanted, wanted)
+        bits, tree = mixed(np.repeat(bits, wanted) + (which + 1).astype(np.uint64) * GAMMA), np.repeat(tree, wanted)
+    kept = (min_length < lengths) & (lengths < max_length)
+    return [Level(*(part[kept[level.tree]] for part in level)) for level in levels]
+
+
+def evaluated(levels: list[Level]) -> list[np.ndarray]:
+    """The value of every node, from the leaves to the roots."""
+    values = [levels[-1].token]
+    for level in levels[-2::-1]:
+        below, own, inner = values[0], level.token.copy(), level.children > 0
+        if inner.any():
+            first, last = level.first()[:-1], level.first()[1:] - 1
+            ordered = np.sort(np.repeat(np.arange(len(first)), level.children[inner]) * 16 + below) % 16
+            middle = (ordered[(first + last) // 2] + ordered[(first + last + 1) // 2]) // 2
+            total = np.add.reduceat(below, first) % 10
+            own[inner] = np.choose(own[inner] - 10, [ordered[first], ordered[last], middle, total])
+        values.insert(0, own)
+    return values
+
+
+def written(levels: list[Level]) -> list[bytes]:
+    """The trees' tokens, in the order of their roots."""
+    sizes = [np.ones(len(levels[-1].token), np.int64)]
+    for level in levels[-2::-1]:
+        total = np.concatenate([[0], sizes[0].cumsum()])[level.first()]
+        own = np.ones(len(level.token), np.int64)
+        own[level.children > 0] = 2 + np.diff(total)
+        sizes.insert(0, own)
+    ends = sizes[0].cumsum()
+    tokens, places = np.full(sizes[0].sum(), CLOSE, np.uint8), ends - sizes[0]  # brackets are where nothing else is
+    for level, below in zip(levels, [*sizes[1:], None], strict=True):
+        tokens[places] = level.token
+        if below is not None:
+            before = below.cumsum() - below  # of the same level's nodes
+            inner = level.children > 0
+            skipped = np.repeat(before[level.first()[:-1]], level.children[inner])
+            places = np.repeat(places[inner] + 1, level.children[inner]) + before - skipped
+    text = tokens.tobytes()
+    return [text[end - size : end] for size, end in zip(sizes[0].tolist(), ends.tolist(), strict=True)]
 
 
 def listops(
@@ -78,18 +121,20 @@ def listops(
     """
     if not 3 <= min_length < max_length - 1:
         raise ValueError(f"no tree has more than {min_length} and fewer than {max_length} tokens: widen the bounds")
-    draws, made, idle = np.random.default_rng(seed), [], 0
+    made: list[tuple[bytes, int]] = []
     wanted = [n // 10 + (value < n % 10) if balanced else n for value in range(10)]
+    start = useful = 0  # useful: the last block with a tree that was kept
     while len(made) < n:
-        if (idle := idle + 1) > PATIENCE:
+        levels = grown(seed, start, min_length, max_length)
+        for text, value in zip(written(levels), evaluated(levels)[0].tolist(), strict=True):
+            if len(made) < n and wanted[value] and text not in taken:
+                wanted[value] -= 1
+                useful = start
+                taken.add(text)
+                made.append((text, value))
+        start += BLOCK
+        if start - useful > PATIENCE:
             raise ValueError(f"there are too few trees of {min_length} to {max_length} tokens: widen the bounds")
-        tokens, value = tree(draws, max_length)
-        text = bytes(tokens)
-        if min_length < len(tokens) < max_length and wanted[value] and text not in taken:
-            wanted[value] -= 1
-            idle = 0
-            taken.add(text)
-            made.append((text, value))
     return made
 
 
@@ -109,26 +154,28 @@ def partial_value(text: bytes, depth: int) -> int:
     """The value when operators more than `depth` below the root are left out with all they hold; -1 if nothing is
     left.
     """
-    stack: list[tuple[int, list[int]]] = []
-    for token in text:
+    tokens = np.frombuffer(text, np.uint8)
+    close = tokens == CLOSE
+    level = ((tokens >= 10) & ~close).cumsum() - close.cumsum() + close
+    stack: list[tuple[int, list[int]]] = [(0, [])]
+    for token in tokens[level <= depth + 1].tolist():
         if token == CLOSE:
             operator, values = stack.pop()
-            value = value_of(operator, values) if values else -1
-            if not stack:
-                return value
-            if len(stack) <= depth and value >= 0:
-                stack[-1][1].append(value)
+            if values:
+                stack[-1][1].append(value_of(operator, values))
         elif token >= 10:
             stack.append((token - 10, []))
         else:
             stack[-1][1].append(token)
-    return -1
+    return stack[0][1][0] if stack[0][1] else -1
 
 
 class ListOps(Task):
     """min_length, max_length: exclusive bounds on tokens; balanced: as many trees of each value; train, validation,
     test: how many trees. Padded on the right.
     """
+
+    look = tuple(WORDS)
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class MnistPixels(Labelled):
     """permuted: all images in one random order of pixels; train, validation, test: how many of 5,000 examples."""
 
     classes = 10
+    look = "image"
 
     def __init__(self, *, permuted: bool, **common):
         super().__init__(**common)

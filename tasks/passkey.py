@@ -55,6 +55,8 @@ def bytes_of(text: bytes) -> Tensor:
 class Passkey(Sized):
     """train, validation, test: lists of {length, n}."""
 
+    look = "text"
+
     def draw(self, n: int, seed: int, length: int) -> tuple[Tensor, Tensor]:
         return passkey(n, length, seed)
 

@@ -11,8 +11,12 @@ The sizes 32 (pathfinder) and 128 (Path-X) have the drawing parameters of the Ar
 paddles, and 5 or 8 distractors of 4. The generator is our own, and differs from Linsley's on purpose: the second curve
 grows after the first, not in turn with it; a paddle's direction is drawn among those that are free, not in three tries;
 pivots are rounded to the nearest pixel, not up; lines are averaged over the points of a pixel.
+
+Examples of both labels and sizes are in docs/pathfinder.png, which `python -m tasks.pathfinder docs/pathfinder.png`
+draws.
 """
 
+import sys
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -206,6 +210,8 @@ def pathfinder(n: int, size: int, seed: int) -> Drawing:
 class Pathfinder(Task):
     """size: 32 or 128; train, validation, test: how many images. Test is sliced by the distance of the discs."""
 
+    look = "image"
+
     def __init__(self, *, size: int, train: int, validation: int, test: int, **common: int):
         super().__init__(**common)
         self.size, self.sizes = size, {"train": train, "validation": validation, "test": test}
@@ -253,3 +259,25 @@ class Pathfinder(Task):
 def distances(drawn: Drawing) -> Tensor:
     """(n,) float32: how far the two discs are from each other."""
     return (drawn.discs[:, 0] - drawn.discs[:, 1]).norm(dim=-1)
+
+
+def picture(path: str, columns: int = 5) -> None:
+    """The first images of seed 0: a row for each size and label."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((1.4 * columns, 1.5 * 2 * len(STYLES)), layout="constrained")
+    axes = iter(figure.subplots(2 * len(STYLES), columns, subplot_kw={"xticks": [], "yticks": []}))
+    for size in STYLES:
+        drawn = pathfinder(20 * columns, size, seed=0)
+        for label, words in ((1, "one curve (1)"), (0, "two curves (0)")):
+            row = next(axes)
+            row[0].set_ylabel(f"{size} x {size}\n{words}")
+            for at, image in zip(row, drawn.images[drawn.labels == label], strict=False):
+                at.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("say where: python -m tasks.pathfinder docs/pathfinder.png")
+    picture(sys.argv[1])

@@ -35,17 +35,21 @@ def aan(path: Path, length: int) -> Examples:
 
 
 class Retrieval(Labelled):
-    """path: where the three tables are; examples: how many pairs train holds, as a check, or None; length: bytes that
-    are kept of a paper; train, validation, test: how many pairs.
+    """path: where the three tables are; md5: their checksums by name, or None; examples: how many pairs train holds, as
+    a check, or None; length: bytes that are kept of a paper; train, validation, test: how many pairs.
     """
 
-    def __init__(self, *, path: str | None, examples: int | None, length: int, **common):
+    look = "padded text"
+
+    def __init__(self, *, path: str | None, md5: dict | None, examples: int | None, length: int, **common):
         super().__init__(**common)
-        self.path, self.examples, self.length = path, examples, length
+        for name in set(md5 or {}) - set(FILES.values()):
+            raise ValueError(f"task.data.md5 names {name}: the tables are {', '.join(FILES.values())}")
+        self.path, self.md5, self.examples, self.length = path, md5 or {}, examples, length
 
     def load(self) -> dict[str, Examples]:
         try:
-            paths = {split: official(self.path, name, None, None) for split, name in FILES.items()}
+            paths = {split: official(self.path, name, self.md5.get(name), None) for split, name in FILES.items()}
         except ValueError as error:
             raise ValueError(f"{error}; the tables are in {SOURCE}, below lra_release/tsv_data") from error
         pools = {split: aan(path, self.length) for split, path in paths.items()}

@@ -55,6 +55,7 @@ class Text(Archived):
     """length: bytes that are kept of a review. Validation comes out of train."""
 
     archive = ARCHIVE
+    look = "padded text"
 
     def __init__(self, *, length: int, **common):
         super().__init__(**common)

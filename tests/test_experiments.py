@@ -60,3 +60,10 @@ def test_the_arenas_sizes_reach_its_tasks(hydra):
     assert (cfg.trainer.max_steps, cfg.task.data.batch_size) == (5000, 32)
     cfg = compose("train", ["experiment=lra_full", "task=pathx", "label=test"])
     assert (cfg.task.data.size, cfg.task.length, cfg.task.data.batch_size) == (128, 16384, 16)
+
+
+def test_mads_sizes_are_those_of_its_repository(hydra):
+    cfg = compose("train", ["experiment=mad_full", "task=selective_copying", "label=test"])
+    assert cfg.task.data.train == [{"length": 256, "copied": 16, "n": 12800}] and cfg.trainer.max_steps == 20000
+    cfg = compose("train", ["experiment=mad_full", "task=memorization", "label=test"])
+    assert cfg.task.data.train == [{"length": 32, "n": 256}] and cfg.trainer.max_steps == 400

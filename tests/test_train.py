@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
+from compare.run import open_logger
 from models.learner import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +111,14 @@ def test_another_configuration_in_the_same_place_is_refused(finished):
     code, _, err = train("mixer=gla", *TINY, runs=runs)
     assert code != 0 and "result.json" in err and "Traceback" not in err
     path.write_text(whole)
+
+
+def test_a_list_in_a_label_is_no_trouble_to_wandb(monkeypatch):
+    monkeypatch.setattr("compare.run.instantiate", lambda _, **given: SimpleNamespace(log_hyperparams=len, **given))
+    label = "gla,task.data.train=[{length: 256, n: 10}],task.data.root='a/b#c?;d'"
+    record = {"label": label, "seed": 0, "task": "induction", "config_hash": "0123456789", "sweep": "", "mixer": "gla"}
+    logger = open_logger(OmegaConf.create({"logger": {"any": 1}}), record | {"config": {}})
+    assert not set(logger.id) & set(":;,#?/'") and logger.id.startswith("induction-gla-task.data.train-[{length- 256")
 
 
 def test_wandb_offline_holds_the_run(finished):

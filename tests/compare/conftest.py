@@ -22,6 +22,7 @@ def record(label, seed, score=0.5, task="recall", **changes):
         "code": "abc",
         "environment": {"torch": "2.13", "platform": "linux", "cpu": "AVX2"},
         "data": {"train": "11", "validation": "22", "test": "33"},
+        "overlap": {"validation": 0.0, "test": 0.0},
         "protocol": {"trainer": {"max_steps": 1000}, "threads": 1},
         "engine": "torch",
         "metric": {"name": "accuracy", "higher_is_better": True},

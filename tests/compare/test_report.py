@@ -175,6 +175,12 @@ def test_what_learns_nothing_is_said(record):
     assert "no better than majority (0.200), which learns nothing: gla" in got.notes
 
 
+def test_examples_that_are_in_two_splits_are_said(record):
+    got = table([record("gla", seed, overlap={"validation": 0.5, "test": 0.0125}) for seed in range(2)])
+    assert "1.25% of the test examples occur in training or validation too" in got.notes
+    assert not any("occur in training" in note for note in table([record("gla", 0)]).notes)
+
+
 def test_a_slice_that_did_not_run_is_said(record):
     run = record("gla", 0)
     run["slices"][1] |= {"reason": "not run: too long", "score": None}

@@ -63,7 +63,7 @@ def retrieval(at):
             for i in range(1, 41)
         ]
         (at / f"new_aan_pairs.{name}.tsv").write_text("".join(lines))
-    return {"path": str(at), "examples": 40}
+    return {"path": str(at), "md5": None, "examples": 40}
 
 
 def bytes_(at):

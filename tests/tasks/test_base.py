@@ -112,7 +112,7 @@ def test_data_are_a_function_of_their_own_seed_and_nothing_else(make):
     assert len(set(expected.values())) == 3
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("code", "code_retrieval")])
+@pytest.mark.parametrize("name", TASKS)
 def test_an_example_does_not_depend_on_how_many_there_are(name):
     few, many = TASKS[name](), TASKS[name]()
     if isinstance(many.sizes["train"], int):
@@ -148,9 +148,13 @@ def test_splits_share_no_example(make):
 
 def test_overlap_finds_what_is_planted():
     task = recall()
-    train, test = task.segments("train")[0], task.segments("test")[0]
+    train, validation, test = (task.segments(split)[0] for split in SPLITS)
     test.tokens[2] = train.tokens[5]
     assert task.overlap() == {"validation": 0, "test": pytest.approx(1 / 7)}
+    test.tokens[3] = validation.tokens[0]
+    assert task.overlap() == {"validation": 0, "test": pytest.approx(2 / 7)}
+    validation.tokens[0] = train.tokens[5]
+    assert task.overlap() == {"validation": pytest.approx(1 / len(validation)), "test": pytest.approx(1 / 7)}
 
 
 def test_a_hash_sees_every_part():

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tasks.base import IGNORE, SPLITS
-from tasks.bytes import Bytes, split_of
+from tasks.bytes import Bytes, split_of, windows
 
 COMMON = {"seed": 0, "order_seed": 0, "batch_size": 4, "train": 50, "validation": 20, "test": 20}
 
@@ -24,6 +26,25 @@ def test_files_are_chosen_by_name_and_held_out_whole(local):
             assert counts[letter] == 300 + letter - 33
     assert sum(int((counts > 0).sum()) for counts in letters.values()) == 80
     assert task(made.root, seed=1).hashes() != made.hashes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.binary(min_size=2, max_size=60), st.integers(1, 20), st.integers(0, 2**40))
+def test_a_target_is_the_next_byte_of_the_text(text, length, seed):
+    length = min(length, len(text) - 1)
+    read = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    tokens, targets, places = windows(read, 9, length, seed)
+    for row, wanted, at in zip(tokens.tolist(), targets.tolist(), places.tolist(), strict=True):
+        assert at == list(range(at[0], at[0] + length)) and bytes(row) == text[at[0] : at[0] + length]
+        assert bytes(wanted) == text[at[0] + 1 : at[0] + 1 + length]
+
+
+def test_golden():
+    text = torch.tensor(list(b"Call me Ishmael."), dtype=torch.uint8)
+    tokens, targets, places = windows(text, 2, 6, seed=2)
+    assert places[:, 0].tolist() == [5, 2]
+    assert [bytes(row) for row in tokens.tolist()] == [b"me Ish", b"ll me "]
+    assert [bytes(row) for row in targets.tolist()] == [b"e Ishm", b"l me I"]
 
 
 def test_packed_documents_do_not_see_each_other(local):

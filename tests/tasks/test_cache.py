@@ -1,5 +1,6 @@
 """What is generated once is kept: whole, under its own key, whatever else runs at the same time."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks import base, pathfinder
+from tasks import base, draws, pathfinder
 from tasks.base import cached
 from tasks.pathfinder import CHUNK
 
@@ -55,10 +56,13 @@ def test_the_second_time_nothing_is_drawn(place, monkeypatch):
     assert drawn == [CHUNK] * 3 and len(list(place.iterdir())) == 3
 
 
-def test_other_code_is_another_key(place, monkeypatch):
-    drawn = calls(monkeypatch)
+@pytest.mark.parametrize("changed", [pathfinder, draws])
+def test_other_code_is_another_key(place, monkeypatch, changed):
+    drawn, source = calls(monkeypatch), inspect.getsource
     made()
-    monkeypatch.setattr(base.inspect, "getsource", lambda module: "another version")
+    monkeypatch.setattr(
+        base.inspect, "getsource", lambda module: "another version" if module is changed else source(module)
+    )
     made()
     assert drawn == [CHUNK] * 2 and len(list(place.iterdir())) == 2
 
@@ -86,6 +90,17 @@ def test_processes_that_begin_together_agree(place):
     images, labels, *_ = cached(pathfinder.pathfinder, n=40, size=32, seed=5)
     assert done.stdout.splitlines() == 4 * [f"{images.sum().item()} {labels.sum().item()}"]
     assert [p.suffix for p in place.iterdir()] == [".pt"]  # one whole file, nothing left over
+
+
+def test_a_full_disk_keeps_nothing(place, monkeypatch):
+    def full(*names):
+        raise OSError("No space left on device")
+
+    drawn = calls(monkeypatch)
+    monkeypatch.setattr(base.os, "replace", full)
+    made()
+    made()
+    assert drawn == [CHUNK] * 2 and not list(place.iterdir())
 
 
 def test_off_and_unwritable_places_only_cost_time(tmp_path, monkeypatch):

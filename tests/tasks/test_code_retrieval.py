@@ -43,6 +43,21 @@ def test_pairs_are_what_their_label_says(seed, quarter, sizes):
         assert not label or abs(place - other_place) >= length
 
 
+def test_a_pair_depends_on_its_number_alone():
+    groups = [[numbered(g, f, 200) for f in range(3)] for g in range(2)]
+    (few, few_labels), (many, many_labels) = (pairs(groups, n, 40, seed=3) for n in (7, 50))
+    assert few.equal(many[:7]) and few_labels.equal(many_labels[:7])
+
+
+def test_golden():
+    """Two files, four times each of 0 to 9, and of 10 to 19: a pair from either, and one from the second."""
+    files = [[torch.tensor([10 * f + i // 4 for i in range(40)], dtype=torch.uint8) for f in range(2)]]
+    tokens, labels = pairs(files, 2, 8, seed=4)
+    assert labels.tolist() == [0, 1]
+    assert tokens[0].tolist() == [[3, 3, 3, 4, 4, 4, 4, 5], [17, 18, 18, 18, 18, 19, 19, 19]]
+    assert tokens[1].tolist() == [[13, 13, 14, 14, 14, 14, 15, 15], [16, 16, 16, 17, 17, 17, 17, 18]]
+
+
 def test_places_say_nothing():
     """Places and files are distributed alike for either label: here a byte says where it is, or in which file."""
     places, labels = pairs([[torch.arange(250).byte()] * 3], 6000, 40, seed=0)

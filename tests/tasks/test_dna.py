@@ -100,9 +100,13 @@ def test_slices_ask_for_the_same_bases_with_more_before(local):
         assert segment.tokens[:, -20:].equal(slices[0].tokens)
         at = scored[:, :-1]
         assert segment.targets[:, :-1][at].equal(segment.tokens[:, 1:][at])
-    (train,) = task.segments("train")
-    known = train.targets != IGNORE
-    assert known[:, :-1].equal(train.tokens[:, 1:] != UNKNOWN) and train.targets.max() < 4
+
+
+def test_an_unknown_base_is_a_token_and_no_target(tmp_path):
+    written(tmp_path / "a.fa", ">one\n" + "ACGTTGCAACGTAGCTGACN" * 2000 + "\n")
+    (train,) = dna(root=str(tmp_path), block=1000).segments("train")
+    known = train.tokens[:, 1:] != UNKNOWN
+    assert not known.all() and known.equal(train.targets[:, :-1] != IGNORE) and train.targets.max() < 4
 
 
 def test_baselines_are_what_counting_gives(local):

@@ -246,6 +246,12 @@ def test_retrieval_says_what_is_wrong(local):
     facts = local("retrieval")
     with pytest.raises(ValueError, match="new_aan_pairs.train.tsv has 40 pairs, not 41"):
         Retrieval(length=10, **facts | {"examples": 41}, **SIZES, **COMMON).hashes()
+    sums = {path.name: md5(path.read_bytes()).hexdigest() for path in Path(facts["path"]).iterdir()}
+    assert len(Retrieval(length=10, **facts | {"md5": sums}, **SIZES, **COMMON).segments("test")) == 1
+    with pytest.raises(ValueError, match=r"new_aan_pairs.test.tsv is damaged or another version \(md5 "):
+        Retrieval(length=10, **facts | {"md5": sums | {"new_aan_pairs.test.tsv": "0"}}, **SIZES, **COMMON).hashes()
+    with pytest.raises(ValueError, match="task.data.md5 names eval.tsv: the tables are new_aan_pairs.train.tsv, "):
+        Retrieval(length=10, **facts | {"md5": {"eval.tsv": "0"}}, **SIZES, **COMMON)
     table = Path(facts["path"], "new_aan_pairs.eval.tsv")
     table.write_text(table.read_text() + "1.0\tone\ttwo\n")
     with pytest.raises(ValueError, match=r"eval.tsv, line 41, is not a label, two names and two texts"):
@@ -266,7 +272,8 @@ def test_a_missing_file_is_downloaded_once_and_whole(tmp_path):
     source.unlink()
     assert official(str(path.parent), "a.bin", right, source.as_uri()) == path  # no second time
     with pytest.raises(ValueError, match=r"b.bin is not there, and file:///.* cannot be read \(.*\): put it there"):
-        official(str(path.parent), "b.bin", right, source.as_uri())
+        official(str(tmp_path / "other"), "b.bin", right, source.as_uri())
+    assert not (tmp_path / "other").exists()  # nothing is left of a download that failed
     with pytest.raises(ValueError, match="remove it and get it again, or set task.data.md5=null"):
         official(str(path.parent), "a.bin", "0", None)
 
