@@ -241,8 +241,8 @@ def closed_form(name, D, T):
         "causal_mean": (0, 4 * D + 8, D, D),
         "softmax": (4 * D * D, 8 + 2 * T * D * 4, maps + 4 * D * (T + 1) / 2, maps + 4 * D * T),
         "sliding_window": (4 * D * D, 8 + 2 * (W - 1) * D * 4, maps + 4 * D * seen, maps + 4 * D * W),
-        "linear_attention": (4 * D * D, H * w * (w + 1) * 4, maps + chunk, maps),
-        "retnet": (8 * D * D, 8 + H * w * 2 * w * 4, 2 * maps + retained, 2 * maps + H),
+        "linear_attention": (4 * D * D, H * w * (w + 1) * 4, maps + chunk, maps + 2 * H * w * (w + 1)),
+        "retnet": (8 * D * D, 8 + H * w * 2 * w * 4, 2 * maps + retained, 2 * maps + H + 2 * H * w * 2 * w),
         "min_gru": (6 * D * D + 5 * D, 2 * D * 4, 12 * D * D, 12 * D * D),
         "min_lstm": (8 * D * D + 7 * D, 2 * D * 4, 16 * D * D, 16 * D * D),
         "lru": (
