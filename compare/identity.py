@@ -12,7 +12,8 @@ from compare import results
 from compare.overrides import key_of
 
 SWEEP = "SEQMIX_SWEEP"  # in the environment, so that launchers hand it to the processes they start
-NAMED = ("mixer", "task", "seed", "experiment", "select", "select_trials", "selection_seeds")  # not in the label
+# not in the label
+NAMED = ("mixer", "task", "level", "seed", "experiment", "select", "select_trials", "selection_seeds")
 PLACE = ("runs", "ckpt", "logger", "probe", "threads", "aa")  # where a run is kept and watched, not what it is
 
 
@@ -22,7 +23,9 @@ def sweep() -> str:
 
 
 def label() -> str:
-    """The mixers' names and every override that is not mixer, task, seed or a place; shortened by hash beyond 80."""
+    """The mixers' names and every override that is not mixer, task or its level, seed or a place; shortened by hash
+    beyond 80.
+    """
     choices = HydraConfig.get().runtime.choices
     mixers = [chosen for group, chosen in choices.items() if group.split("@")[0] == "mixer" and chosen]
     others = []
@@ -42,10 +45,15 @@ def writable(runs: str) -> None:
         raise ValueError(f"runs={runs} cannot be written to ({error.strerror}): choose another runs=") from None
 
 
+def task(cfg: DictConfig) -> str:
+    """The task's name, with the level where an experiment has several: their data differ, and each is a task apart."""
+    return f"{cfg.task.name}-{cfg.level}" if "level" in cfg else cfg.task.name
+
+
 def place(cfg: DictConfig) -> Path:
     """The directory of a run."""
     experiment = HydraConfig.get().runtime.choices.get("experiment")
-    return Path(cfg.runs, *([experiment] if experiment else []), cfg.task.name, cfg.label, str(cfg.seed))
+    return Path(cfg.runs, *([experiment] if experiment else []), task(cfg), cfg.label, str(cfg.seed))
 
 
 def described(cfg: DictConfig) -> dict:
@@ -57,7 +65,7 @@ def described(cfg: DictConfig) -> dict:
         "outcome": "failed",
         "reason": "",
         "sweep": sweep(),
-        "task": cfg.task.name,
+        "task": task(cfg),
         "mixer": cfg.label.split(",")[0],
         "label": cfg.label,
         "seed": cfg.seed,

@@ -90,6 +90,8 @@ def test_a_run_has_a_place_of_its_own(composed):
     assert identity.place(composed("runs=r", "seed=2")) == Path("r/recall/softmax/2")
     cfg = composed("runs=r", "experiment=smoke", "mixer=gla", "task=copying")
     assert identity.place(cfg) == Path("r/smoke/copying/gla/0")
+    cfg = composed("runs=r", "experiment=mad_difficulty", "task=noisy_recall", "level=noise_40", "mixer=gla")
+    assert identity.place(cfg) == Path("r/mad_difficulty/noisy_recall-noise_40/gla/0")  # its data are its own
 
 
 def test_the_hash_is_of_what_a_run_is_and_not_of_where_it_lies(composed, monkeypatch):
