@@ -163,7 +163,7 @@ def ops(factory: Callable) -> list[str]:
     return sorted(used)
 
 
-NO_ENGINES = {f"mixers.ops.{name}" for name in ("precision", "engines", "chunks", "decay")}
+NO_ENGINES = {f"mixers.ops.{name}" for name in ("precision", "engines", "chunks", "decay", "work")}
 
 
 def listen(patches: ExitStack, module: ModuleType, name: str, note: Callable) -> None:
