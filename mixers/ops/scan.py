@@ -154,7 +154,7 @@ class Scan(torch.autograd.Function):
         if not h.shape[1]:
             return torch.zeros_like(a), dh, dlast, None, None
         l = ctx.run_back(a, dh, dlast)
-        da = torch.empty_like(l)
-        torch.mul(l[:, 0], state.conj(), out=da[:, 0])
-        torch.mul(l[:, 1:], h[:, :-1].conj(), out=da[:, 1:])
+        da = l.clone()  # in place, since each temporary is as long as the sequence
+        da[:, 0].mul_(state.conj())
+        da[:, 1:].mul_(h[:, :-1].conj())
         return da, l, a[:, 0].conj() * l[:, 0], None, None
