@@ -52,16 +52,16 @@ def reflected_attention(q, k, v, w, beta, past: tuple[Tensor, Tensor] | None) ->
     V = v[:, :, :0].to(dtype) if past is None else past[1]
     segments = list(zip(*(x.to(dtype).split(SEGMENT, 2) for x in (q, k, v, w, beta)), strict=True))
     if len(segments) == 1:
-        o, K, V = by_chunk(K, V, *segments[0])
+        o, K, V = attend_segment(K, V, *segments[0])
         return o.to(kind), (K, V)
     out = []
     for segment in segments:
-        o, K, V = checkpoint(by_chunk, K, V, *segment, use_reentrant=False, preserve_rng_state=False)
+        o, K, V = checkpoint(attend_segment, K, V, *segment, use_reentrant=False, preserve_rng_state=False)
         out.append(o)
     return torch.cat(out, 2).to(kind), (K, V)
 
 
-def by_chunk(K, V, q, k, v, w, beta) -> tuple[Tensor, Tensor, Tensor]:
+def attend_segment(K, V, q, k, v, w, beta) -> tuple[Tensor, Tensor, Tensor]:
     """One segment after the keys K and values V (B, H, t, D): its outputs, and keys and values with its own."""
     out = []
     for q_, k_, v_, w_, b_ in zip(*(x.split(CHUNK, 2) for x in (q, k, v, w, beta)), strict=True):

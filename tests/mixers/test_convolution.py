@@ -6,7 +6,7 @@ import pytest
 import torch
 from plain import D, T, agrees, conv, glu, make
 
-from mixers import registry
+from mixers import registry, testing
 from mixers.convolution import h3
 
 ENDLESS = ["hyena", "long_conv", "sgconv"]  # filters as long as the sequence
@@ -42,6 +42,11 @@ def test_h3(at_once, monkeypatch):
         return m.out(torch.cat(outputs, -1))
 
     agrees(make("h3", n_heads=4, d_state=8), plain)
+
+
+def test_h3s_law_holds_column_by_column(monkeypatch):
+    monkeypatch.setattr(h3, "AT_ONCE", 2 * 37 * 32 * 5)
+    testing.check_mixer(dict(testing.variants("h3"))["h3-causal"], [testing.check_law])
 
 
 def test_h3s_shift_neither_shrinks_nor_swells_a_key():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from plain import HEADS, agrees, attend, conv, make, rms, rotate, split, unit
 
+from mixers import testing
 from mixers.softmax import path
 
 
@@ -198,3 +199,8 @@ def test_path(segment, monkeypatch):
         return m.out(torch.cat(heads, -1))
 
     agrees(make("path"), plain)
+
+
+def test_paths_law_holds_across_segments(monkeypatch):
+    monkeypatch.setattr(path, "SEGMENT", 8)
+    testing.check_mixer(dict(testing.variants("path"))["path-causal"], [testing.check_law])
