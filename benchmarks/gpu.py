@@ -9,8 +9,9 @@
        floor that the device's measured bandwidth and products set
     4  `experiment=recall_full` (Zoology's sizes) for five mixers, as far as the time allows
 
-A part ends when its seconds are used up, and says what it left out. The JSON is whole at any time. `inner_loop` and
-`block_attention` have no rows of their own: they are measured in the mixers that use them.
+What is not timed goes first, many processes at once: 4 in the background, meanwhile 1, 2 and the compiling for 3. Then
+everything else ends, and 3 is timed. What there was no time for is named. The JSON is whole at any time. `inner_loop`
+and `block_attention` have no rows of their own: they are measured in the mixers that use them.
 """
 
 import argparse
@@ -23,17 +24,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_work, pool
+from benchmarks import gpu_work
 from benchmarks.gpu_cases import CASES, OWN, Sizes
-from benchmarks.pool import Task
+from benchmarks.gpu_table import kind, table
+from benchmarks.pool import Pool, Task
 
 ROOT = Path(__file__).resolve().parents[1]
-BUDGETS = {1: 150.0, 2: 80.0, 3: 200.0, 4: 100.0}
+PARTS = (1, 2, 3, 4)
+SECONDS = 570.0  # for all parts
+UNTIMED = 0.6  # of them for what is not timed
+CONFORMING = 0.4  # and of those for what must be known before the rest can begin
+LAST_STEP = 25.0  # seconds that a run of part 4 may take to end when it is asked to
 TRAINED = ("softmax", "linear_attention", "gla", "gated_delta_net", "mamba2")
+STEPS = 2000  # of training; the experiment's own are 22500
 SLOW = ("check_law", "check_causality", "check_remembers")  # last, so that all else is seen of every mixer
 FLA_OPS = {"linear_attention", "delta_rule", "gated_delta", "dplr", "scan"}
 TOKENS = 32768
@@ -41,7 +47,6 @@ LENGTHS = [2048, 8192, 32768]
 FORCED = ("linear_attention, scalar decay", "delta_rule, scalar decay")  # what FLA refuses on Hopper with some Tritons
 AMONG = 4  # configurations of each of FLA's kernels, where it would tune among up to 48
 TRAIN = f"from benchmarks.gpu_work import tuned; tuned({AMONG}); import train; train.main()"
-TRUSTED = {"fp32": 1e-2, "bf16": 1e-1}  # relative errors above these are wrong, not rounded: tf32 makes 1e-3
 
 
 class Report:
@@ -74,35 +79,58 @@ class Bench:
         self.device = "cpu" if options.tiny else "cuda"
         self.workers = options.workers
         self.names: list[str] = options.mixers
-        self.steps: int | None = options.steps
+        self.steps: int = 2 if self.tiny else options.steps
         self.what: list[str] = options.what
         self.sizes = Sizes(2, 16, 4) if self.tiny else Sizes()
         self.tokens, lengths = (128, [64, 128]) if self.tiny else (TOKENS, LENGTHS)
         self.lengths = options.lengths or lengths
 
-    def go(self, part: str, tasks: list[Task], workers: int, seconds: float) -> dict[str, dict]:
-        pool.run(tasks, workers, time.monotonic() + seconds, lambda name, r: self.report.put(part, name, r))
-        self.report.write()
-        return self.report.data.get(part, {})
+    def run(self, parts: list[int], seconds: float) -> None:
+        start = time.monotonic()
+        last = start + seconds * (UNTIMED if 3 in parts else 1.0)
+        with Pool(self.workers) as pool:
+            self.about(pool)
+            timed = self.timed() if 3 in parts else []
+            with tempfile.TemporaryDirectory() as place:
+                runs = self.train(Path(place)) if 4 in parts else {}
+                try:
+                    self.untimed(pool, parts, timed, start, last)
+                finally:
+                    self.finish(runs, Path(place), last)
+        print(f"untimed: {time.monotonic() - start:.0f} s", flush=True)
+        if timed:
+            self.time(timed, start + seconds)
+        print(f"all: {time.monotonic() - start:.0f} s", flush=True)
 
-    def about(self) -> None:
-        facts = Task("machine", gpu_work.machine, {"device": self.device}, 60)
-        listing = Task("mixers", gpu_work.labels, {"names": self.names}, 60)
-        found = self.go("about", [facts, listing], 2, 90)
+    def go(self, pool: Pool, tasks: list[Task], deadline: float) -> None:
+        pool.run(tasks, deadline, lambda task, result: self.report.put(task.part, task.name, result))
+        self.report.write()
+
+    def about(self, pool: Pool) -> None:
+        facts = Task("about", "machine", gpu_work.machine, {"device": self.device}, 60)
+        listing = Task("about", "mixers", gpu_work.labels, {"names": self.names}, 60)
+        self.go(pool, [facts, listing], time.monotonic() + 90)
+        found = self.report.data["about"]
         if "error" in found["machine"] or "error" in found["mixers"]:
             raise RuntimeError(f"cannot begin: {found['machine'].get('error') or found['mixers']['error']}")
         self.labels: list[str] = found["mixers"]["labels"]
 
-    def conformance(self, seconds: float) -> None:
-        """By the torch engine; then those of the mixers that have ops in the fla engine, by that."""
-        start = time.monotonic()
-        done = self.conform("torch", self.labels, 0.7 * seconds if self.device == "cuda" else seconds)
-        if self.device == "cuda":
-            served = {name.split()[0] for name, r in done.items() if FLA_OPS & set(r.get("served", {}))}
-            labels = [label for label in self.labels if label in served]
-            self.conform("fla", labels, seconds - (time.monotonic() - start))
+    def untimed(self, pool: Pool, parts: list[int], timed: list[list[Task]], start: float, last: float) -> None:
+        """Conformance by the torch engine says which mixers have ops in the fla engine. What compiles goes before what
+        computes with kernels untuned, since a process tunes each only once.
+        """
+        cuda = self.device == "cuda"
+        if 1 in parts:
+            until = start + (last - start) * (CONFORMING if cuda else 1.0)
+            self.go(pool, self.conformance("torch", self.labels), until)
+        tasks = compiling([task for tasks in timed for task in tasks]) if cuda else []
+        tasks += self.exactness() if 2 in parts else []
+        if 1 in parts and cuda:
+            served = {name.split()[0] for name, r in self.report.data["conformance"].items() if fla_serves(r)}
+            tasks += self.conformance("fla", [label for label in self.labels if label in served])
+        self.go(pool, tasks, last)
 
-    def conform(self, engine: str, labels: list[str], seconds: float) -> dict[str, dict]:
+    def conformance(self, engine: str, labels: list[str]) -> list[Task]:
         from mixers import testing
 
         checks = {"fp32": testing.CHECKS, "bf16": testing.ABOUT_NUMBERS}
@@ -111,8 +139,8 @@ class Bench:
         for _, dtype, check in sorted(order, key=lambda row: row[0]):
             for label in labels:
                 arguments = {"label": label, "check": check, "dtype": dtype, "engine": engine, "device": self.device}
-                tasks.append(Task(f"{label} {dtype} {engine} {check}", gpu_work.conform, arguments, 30))
-        return self.go("conformance", tasks, self.workers, seconds)
+                tasks.append(Task("conformance", f"{label} {dtype} {engine} {check}", gpu_work.conform, arguments, 30))
+        return tasks
 
     def engines(self, name: str) -> list[str]:
         """What can be asked for this case: own is what FLA or torch offers, forced what FLA refuses."""
@@ -121,69 +149,83 @@ class Bench:
         fla = CASES[name].op.__name__ in FLA_OPS
         return ["torch"] + ["fla"] * fla + ["own"] * (name in OWN) + ["forced"] * (name in FORCED)
 
-    def exactness(self, seconds: float) -> None:
+    def exactness(self) -> list[Task]:
         common = {"device": self.device, "sizes": self.sizes}
         tasks = []
         for name, dtype in itertools.product(CASES, gpu_work.DTYPES):
             T = 20 if self.tiny else 40 if name == "log_linear" else 130  # whose definition grows with T^2
             for engine in self.engines(name):
                 arguments = {"name": name, "engine": engine, "dtype": dtype, "T": T, **common}
-                tasks.append(Task(f"{name} {dtype} {engine}", gpu_work.against_definition, arguments, seconds))
-        self.go("exactness", tasks, self.workers, seconds)
+                tasks.append(Task("exactness", f"{name} {dtype} {engine}", gpu_work.against_definition, arguments, 100))
+        return tasks
 
-    def speed(self, seconds: float) -> None:
-        """First all kernels are compiled, many at once, for short sequences; then one after the other is timed."""
-        start = time.monotonic()
-        each = 0.01 if self.tiny else 0.25
-        common = {"device": self.device, "budget": each}
-        ceilings = Task("ceilings", gpu_work.ceilings, {"device": self.device, "tiny": self.tiny}, 30)
-        tasks = []
-        for T in self.lengths if "ops" in self.what else []:
-            size = {"B": self.tokens // T, "T": T, **common}
-            for name in CASES:
-                for engine in self.engines(name):
-                    arguments = {"name": name, "engine": engine, "sizes": self.sizes, **size}
-                    tasks.append(Task(f"{name} {engine} T={T}", gpu_work.op_speed, arguments, 40))
+    def timed(self) -> list[list[Task]]:
+        """What part 3 times: of ops, and of mixers, of each length."""
+        common = {"device": self.device, "budget": 0.01 if self.tiny else 0.25, "among": 0 if self.tiny else AMONG}
         mixers = list(dict.fromkeys(label.rpartition("-")[0] for label in self.labels))
-        for T in self.lengths if "mixers" in self.what else []:
+        of_ops, of_mixers = [], []
+        for T in self.lengths:
             size = {"B": self.tokens // T, "T": T, **common}
-            for name in mixers:
-                arguments = {"name": name, "d_model": self.sizes.channels, "n_heads": self.sizes.H, **size}
-                tasks.append(Task(f"mixer {name} T={T}", gpu_work.mixer_speed, arguments, 100))
-        if not self.tiny:
-            tasks = [task._replace(arguments=task.arguments | {"among": AMONG}) for task in tasks]
-            self.go("compiled", compiling(tasks), self.workers, 0.6 * seconds)
-        self.go("speed", [ceilings, *tasks], 1, seconds - (time.monotonic() - start))
+            ops = [(name, engine) for name in CASES for engine in self.engines(name)]
+            of_ops.append([self.op_task(name, engine, size) for name, engine in ops])
+            of_mixers.append([self.mixer_task(name, size) for name in mixers])
+        return of_ops * ("ops" in self.what) + of_mixers * ("mixers" in self.what)
 
-    def training(self, seconds: float) -> None:
-        """All at once: none of them fills the device. SIGINT ends a run after the step that is under way."""
+    def op_task(self, name: str, engine: str, size: dict) -> Task:
+        arguments = {"name": name, "engine": engine, "sizes": self.sizes, **size}
+        return Task("speed", f"{name} {engine} T={size['T']}", gpu_work.op_speed, arguments, 40)
+
+    def mixer_task(self, name: str, size: dict) -> Task:
+        arguments = {"name": name, "d_model": self.sizes.channels, "n_heads": self.sizes.H, **size}
+        return Task("speed", f"mixer {name} T={size['T']}", gpu_work.mixer_speed, arguments, 100)
+
+    def time(self, timed: list[list[Task]], deadline: float) -> None:
+        """One after the other, in a process that has tuned nothing yet. What was slow at another length goes last."""
+        ceilings = Task("speed", "ceilings", gpu_work.ceilings, {"device": self.device, "tiny": self.tiny}, 30)
+        with Pool(1) as pool:
+            self.go(pool, [ceilings], deadline)
+            for tasks in timed:
+                self.go(pool, sorted(tasks, key=self.slowest), deadline)
+
+    def slowest(self, task: Task) -> float:
+        """Milliseconds that this took at any length that there is."""
+        name = task.name.rpartition("T=")[0]
+        known = [r for other, r in self.report.data["speed"].items() if other.startswith(name)]
+        return max((r["ms"] for r in known if r.get("ms", 0) > 1000), default=0.0)
+
+    def train(self, place: Path) -> dict[str, subprocess.Popen]:
+        """All at once: none of them fills the device."""
         experiment = "smoke" if self.tiny else "recall_full"
-        more = ["task.data.train=[{length: 64, pairs: 4, n: 100}]", "trainer.max_steps=2"] if self.tiny else []
-        more += [f"trainer.max_steps={self.steps}"] if self.steps else []
-        names = TRAINED[:1] if self.tiny else TRAINED
-        with tempfile.TemporaryDirectory() as directory:
-            runs = {name: self.start(name, experiment, more, Path(directory) / name) for name in names}
-            deadline = time.monotonic() + seconds - min(20.0, seconds / 4)
-            while time.monotonic() < deadline and any(run.poll() is None for run in runs.values()):
-                time.sleep(0.2)
-            for run in runs.values():
-                if run.poll() is None:
-                    run.send_signal(signal.SIGINT)
-            for name, run in runs.items():
-                try:
-                    run.wait(max(1.0, deadline + 20 - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    run.kill()
-                    run.wait()
-                self.report.put("training", name, learned(Path(directory) / name, run.returncode))
+        more = ["task.data.train=[{length: 64, pairs: 4, n: 100}]"] if self.tiny else []
+        more += [f"trainer.max_steps={self.steps}", "logger=none", "probe=false", "trainer.enable_progress_bar=false"]
+        runs = {}
+        for name in TRAINED[:1] if self.tiny else TRAINED:
+            own = place / name
+            own.mkdir()
+            command = [sys.executable, "-c", TRAIN, f"experiment={experiment}", f"mixer={name}", f"runs={own / 'runs'}"]
+            with (own / "log").open("w") as log:
+                runs[name] = subprocess.Popen([*command, *more], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        return runs
+
+    def finish(self, runs: dict[str, subprocess.Popen], place: Path, deadline: float) -> None:
+        """SIGINT ends a run after the step that is under way; what it has learned is in its record."""
+        while time.monotonic() < deadline and any(run.poll() is None for run in runs.values()):
+            time.sleep(0.2)
+        for run in runs.values():
+            if run.poll() is None:
+                run.send_signal(signal.SIGINT)
+        for name, run in runs.items():
+            try:
+                run.wait(max(1.0, deadline + LAST_STEP - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                run.kill()
+                run.wait()
+            self.report.put("training", name, learned(place / name, run.returncode))
         self.report.write()
 
-    def start(self, name: str, experiment: str, more: list[str], place: Path) -> subprocess.Popen:
-        place.mkdir()
-        command = [sys.executable, "-c", TRAIN, f"experiment={experiment}", f"mixer={name}", "logger=none", *more]
-        command += ["probe=false", "trainer.enable_progress_bar=false", f"runs={place / 'runs'}"]
-        with (place / "log").open("w") as log:
-            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+
+def fla_serves(result: dict) -> bool:
+    return bool(FLA_OPS & set(result.get("served", {})))
 
 
 def compiling(tasks: list[Task]) -> list[Task]:
@@ -192,6 +234,7 @@ def compiling(tasks: list[Task]) -> list[Task]:
     """
     return [
         Task(
+            "compiled",
             f"{task.name.split(' T=')[0]} B={task.arguments['B']}",
             task.function,
             task.arguments | {"T": 256, "budget": 0.0},
@@ -217,131 +260,40 @@ def learned(place: Path, code: int | None) -> dict:
     return kept | {"validations": curve, "last": rows[-1] if rows else None}
 
 
-def table(data: dict[str, Any]) -> str:
-    """The short version."""
-    lines = [json.dumps(data.get("about", {}).get("machine", {}))]
-    lines += conformance_lines(data.get("conformance", {}))
-    lines += exactness_lines(data.get("exactness", {}))
-    lines += speed_lines(data.get("speed", {}))
-    for name, run in data.get("training", {}).items():
-        scores = [value for key, value in (run.get("validations") or [{}])[-1].items() if "accuracy" in key]
-        said = run.get("error") or f"{run['outcome']} {run['reason']}"
-        lines.append(f"recall_full {name}: {said}; last validation {scores or run.get('validation')}")
-    return "\n".join(lines)
-
-
-def conformance_lines(results: dict[str, dict]) -> list[str]:
-    lines, failed = [], {}
-    for dtype, engine in itertools.product(gpu_work.DTYPES, ("torch", "fla")):
-        own = {name: r for name, r in results.items() if f" {dtype} {engine} " in name}
-        kinds = Counter(kind(r) for r in own.values())
-        if own:
-            lines.append(
-                f"conformance {dtype} {engine}: {', '.join(f'{n} {what}' for what, n in sorted(kinds.items()))}"
-            )
-        failed |= {name: r["error"] for name, r in own.items() if kind(r) in ("failed", "too slow")}
-    return lines + [f"  {name}: {why}"[:150] for name, why in sorted(failed.items())]
-
-
-def kind(result: dict) -> str:
-    error = result.get("error")
-    if error is None:
-        return "ok"
-    if error.startswith("not reached"):
-        return "not reached"
-    return "too slow" if error.startswith(("TimeoutError", "hung")) else "failed"
-
-
-def exactness_lines(results: dict[str, dict]) -> list[str]:
-    lines = []
-    for name in CASES:
-        for dtype, trusted in TRUSTED.items():
-            cells = []
-            for engine in ("torch", "fla", "own", "forced"):
-                r = results.get(f"{name} {dtype} {engine}")
-                if r is not None:
-                    wrong = " WRONG" if r.get("worst", 0) > trusted or r.get("worst") != r.get("worst") else ""
-                    by = "" if engine != "fla" or any("fla" in s for s in r.get("served", {}).values()) else " (torch)"
-                    cells.append(f"{engine}{by} " + (r["error"][:60] if "error" in r else f"{r['worst']:.1e}{wrong}"))
-            if cells:
-                lines.append(f"{name}, {dtype}: {'; '.join(cells)}")
-    return lines
-
-
-def speed_lines(results: dict[str, dict]) -> list[str]:
-    if not results:
-        return []
-    ceilings = results.get("ceilings", {})
-    flops, rate = ceilings.get("bf16_tflops", 0) * 1e12, ceilings.get("gb_per_s", 0) * 1e9
-    lines = [f"ceilings: {flops / 1e12:.0f} TFLOP/s in bf16, {rate / 1e9:.0f} GB/s; milliseconds below"]
-    lengths = list(dict.fromkeys(name.rpartition("T=")[2] for name in results if "T=" in name))
-    lines.append(f"T = {' / '.join(lengths)}")
-    for name in CASES:
-        cells = []
-        for engine in ("torch", "fla", "own", "forced"):
-            found = [results.get(f"{name} {engine} T={T}") for T in lengths]
-            if any(found):
-                cells.append(f"{engine} {' / '.join(map(milliseconds, found))}")
-        known = [results.get(f"{name} torch T={T}", {}) for T in lengths]
-        if rate and any("least_bytes" in r for r in known):
-            floors = [1e3 * max(r["least_flops"] / flops, r["least_bytes"] / rate) for r in known if "least_bytes" in r]
-            cells.append(f"floor {' / '.join(f'{ms:.2g}' for ms in floors)}")
-        if cells:
-            lines.append(f"{name}: {'; '.join(cells)}")
-    mixers = list(dict.fromkeys(name.split()[1] for name in results if name.startswith("mixer ")))
-    for name in mixers:
-        found = [results.get(f"mixer {name} T={T}") for T in lengths]
-        lines.append(f"mixer {name}: {' / '.join(map(milliseconds, found))}")
-    return lines
-
-
-def milliseconds(result: dict | None) -> str:
-    if not result:
-        return "-"
-    if "error" in result:
-        text = result["error"]
-        return "memory" if "OutOfMemory" in text else "-" if text.startswith("not reached") else text[:30]
-    return f"{result['ms']:.3g}"
-
-
 def numbers(kind: type) -> Any:
     return lambda text: [kind(part) for part in text.split(",")]
 
 
-def main(arguments: list[str] | None = None) -> int:
+def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="the results; continued if there")
     parser.add_argument("--parts", type=numbers(int), default=[1, 2, 3, 4], help="such as 1,3")
-    parser.add_argument("--seconds", type=numbers(float), help="of each part that runs, or one number for each")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of it")
     parser.add_argument("--mixers", type=numbers(str), default=[], help="only these, in parts 1 and 3")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2), help="processes at once")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at once")
     parser.add_argument("--lengths", type=numbers(int), default=[], help="of part 3, instead of 2048,8192,32768")
     parser.add_argument("--what", type=numbers(str), default=["ops", "mixers"], help="of part 3: ops, mixers, or both")
-    parser.add_argument("--steps", type=int, help="train for so many, instead of the experiment's")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of training, the schedule included")
     parser.add_argument("--show", action="store_true", help="only print the table of the results that are there")
     parser.add_argument("--tiny", action="store_true", help="on a CPU, at sizes that only show that it runs")
-    options = parser.parse_args(arguments)
-    if options.show:
-        if not options.json.is_file():
-            parser.error(f"there is no {options.json}: give the results with --json")
-        print(table(json.loads(options.json.read_text())))
-        return 0
-    unknown = set(options.parts) - set(BUDGETS)
+    given = parser.parse_args(arguments)
+    if given.show and not given.json.is_file():
+        parser.error(f"there is no {given.json}: give the results with --json")
+    unknown = set(given.parts) - set(PARTS)
     if unknown:
         parser.error(f"there is no part {', '.join(map(str, unknown))}: choose from 1,2,3,4")
-    budgets = options.seconds or [BUDGETS[part] for part in options.parts]
-    budgets = budgets * len(options.parts) if len(budgets) == 1 else budgets
-    if len(budgets) != len(options.parts):
-        parser.error("--seconds takes one number, or as many as --parts")
+    return given
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = options(arguments)
+    if given.show:
+        print(table(json.loads(given.json.read_text())))
+        return 0
     os.environ["FLA_CACHE_RESULTS"] = "0"  # what is tuned beside other processes is tuned badly
-    bench = Bench(options)
-    parts = {1: bench.conformance, 2: bench.exactness, 3: bench.speed, 4: bench.training}
+    bench = Bench(given)
     try:
-        bench.about()
-        for part, seconds in zip(options.parts, budgets, strict=True):
-            start = time.monotonic()
-            parts[part](seconds)
-            print(f"part {part}: {time.monotonic() - start:.0f} s", flush=True)
+        bench.run(given.parts, given.seconds)
     finally:
         bench.report.write()
         print(table(bench.report.data), flush=True)

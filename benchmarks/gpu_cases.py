@@ -233,8 +233,9 @@ OWN = {"attention": ("SDPA", sdpa)} | {name: ("FLA", case.fla) for name, case in
 def inputs(case: Case, B: int, T: int, sizes: Sizes, dtype: torch.dtype, device: str, state: bool) -> Inputs:
     """The same numbers whatever runs: leaves that ask for gradients."""
     torch.manual_seed(0)
-    x = case.make(B, T, sizes)
-    if state and case.state is not None:
-        x["state"] = case.state(B, sizes)
+    with torch.device(device):  # a GPU takes milliseconds for what takes a CPU seconds
+        x = case.make(B, T, sizes)
+        if state and case.state is not None:
+            x["state"] = case.state(B, sizes)
     kept = {n: t if n in case.wide or t.is_complex() else t.to(dtype) for n, t in x.items()}
-    return {n: t.to(device).requires_grad_() for n, t in kept.items()}
+    return {n: t.requires_grad_() for n, t in kept.items()}

@@ -1,12 +1,16 @@
 """What `benchmarks.gpu` does in processes of its own: a function is a task, and returns what goes into the JSON."""
 
+import fcntl
 import functools
+import hashlib
 import importlib.util
 import math
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,6 +23,7 @@ from mixers.ops import engines
 from mixers.ops.fla import calls
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SLOW = 1.0  # seconds: what takes longer is measured once
 PACKAGES = ("torch", "triton", "fla-core", "pytorch-lightning", "numpy")
 
 
@@ -48,7 +53,7 @@ def ceilings(device: str, tiny: bool) -> dict:
     n = 256 if tiny else 8192
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     x = torch.empty(2**20 if tiny else 2**30, device=device, dtype=torch.uint8)
-    multiply, copy = seconds(lambda: a @ b, device, 2.0)[0], seconds(lambda: x.clone(), device, 2.0)[0]
+    multiply, copy = (timed(call, device, 2.0)["ms"] / 1e3 for call in (lambda: a @ b, x.clone))
     return {"bf16_tflops": 2 * n**3 / multiply / 1e12, "gb_per_s": 2 * x.numel() / copy / 1e9}
 
 
@@ -97,6 +102,24 @@ def tuned(among: int, timing: bool = True) -> None:
         return took
 
     Autotuner.prune_configs, Autotuner._bench = prune_configs, bench
+    compile_once()
+
+
+@functools.cache
+def compile_once() -> None:
+    """What another process is compiling is waited for, and then found in Triton's cache."""
+    from triton import compiler
+
+    compile, locks = compiler.compile, Path(tempfile.gettempdir(), "triton-locks")
+    locks.mkdir(exist_ok=True)
+
+    def alone(src, target=None, options=None, **more):
+        name = hashlib.sha256(f"{src.hash()} {options}".encode()).hexdigest()
+        with (locks / name).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return compile(src, target=target, options=options, **more)
+
+    compiler.compile = alone
 
 
 def once(call: Callable, **options: Any) -> list[float]:
@@ -241,22 +264,18 @@ def timed(step: Callable, device: str, budget: float) -> dict:
     step()  # compiles, and tunes
     if cuda:
         torch.cuda.synchronize()
-        first = time.monotonic() - start
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step()
-        peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-    else:
-        first, peak = time.monotonic() - start, None
+    first = time.monotonic() - start
     took, spread, repeats = seconds(step, device, budget)
+    peak = (torch.cuda.max_memory_allocated() - before) / 2**20 if cuda else None
     return {"ms": took * 1e3, "spread": spread, "repeats": repeats, "first_s": round(first, 2), "peak_mib": peak}
 
 
 def seconds(call: Callable, device: str, budget: float, most: int = 20) -> tuple[float, float, int]:
-    """The median by CUDA events, half the range over it, and of how many calls."""
-    call()
+    """The median by CUDA events, half the range over it, and of how many calls: three or more, of slow ones one."""
     took, start = [], time.monotonic()
-    while len(took) < 3 or (len(took) < most and time.monotonic() - start < budget):
+    while len(took) < most and (time.monotonic() - start < budget or (len(took) < 3 and sum(took) < SLOW)):
         if device == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()

@@ -1,7 +1,7 @@
 """Tasks in processes that may fail, hang or die without taking the others along.
 
-A task is (name, function of a module, its keyword arguments, seconds it may take); its result is what the function
-returns, a dictionary, or {"error": one line, "trace": the end of it}.
+A task is (part that it belongs to, name, function of a module, its keyword arguments, seconds it may take); its result
+is what the function returns, a dictionary, or {"error": one line, "trace": the end of it}.
 """
 
 import gc
@@ -18,40 +18,56 @@ BROKEN = ("CUDA error", "Triton Error [CUDA]", "device-side assert")  # a proces
 
 
 class Task(NamedTuple):
+    part: str
     name: str
     function: Callable[..., dict]
     arguments: dict[str, Any]
     seconds: float
 
 
-def run(tasks: list[Task], workers: int, deadline: float, done: Callable[[str, dict], None]) -> None:
-    """Runs tasks in order, calling `done` with each name and result; at `deadline` (of time.monotonic) what has not
-    finished is "not reached".
-    """
-    waiting, busy, idle = list(tasks), {}, []
-    try:
-        while (waiting or busy) and time.monotonic() < deadline:
-            while waiting and len(busy) < workers:
-                worker = idle.pop() if idle else Worker()
-                worker.begin(waiting.pop(0))
-                busy[worker.connection] = worker
-            limit = min([deadline, *(worker.until for worker in busy.values())])
-            for connection in wait(list(busy), max(0.0, limit - time.monotonic())):
-                worker = busy.pop(connection)
-                result, alive = worker.result()
-                done(worker.task.name, result)
-                if alive:
-                    idle.append(worker)
-            for connection, worker in list(busy.items()):
-                if time.monotonic() > worker.until:
-                    worker.end()
-                    done(worker.task.name, {"error": f"hung for more than {worker.task.seconds + GRACE:.0f} s"})
-                    del busy[connection]
-    finally:
-        for worker in (*busy.values(), *idle):
+class Pool:
+    """So many processes, which live until the end: to import everything takes them longer than most tasks."""
+
+    def __init__(self, workers: int):
+        self.workers = workers
+        self.idle: list[Worker] = []
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *error) -> None:
+        for worker in self.idle:
             worker.end()
-    for task in [worker.task for worker in busy.values()] + waiting:
-        done(task.name, {"error": "not reached: out of time"})
+
+    def run(self, tasks: list[Task], deadline: float, done: Callable[[Task, dict], None]) -> None:
+        """Runs tasks in order, calling `done` with each and its result; at `deadline` (of time.monotonic) what has not
+        finished is "not reached".
+        """
+        waiting: list[Task] = list(tasks)
+        busy: dict[Connection, Worker] = {}
+        try:
+            while (waiting or busy) and time.monotonic() < deadline:
+                while waiting and len(busy) < self.workers:
+                    worker = self.idle.pop() if self.idle else Worker()
+                    worker.begin(waiting.pop(0))
+                    busy[worker.connection] = worker
+                limit = min([deadline, *(worker.until for worker in busy.values())])
+                for connection in wait(list(busy), max(0.0, limit - time.monotonic())):
+                    worker = busy.pop(connection)
+                    result, alive = worker.result()
+                    done(worker.task, result)
+                    if alive:
+                        self.idle.append(worker)
+                for connection, worker in list(busy.items()):
+                    if time.monotonic() > worker.until:
+                        worker.end()
+                        done(worker.task, {"error": f"hung for more than {worker.task.seconds + GRACE:.0f} s"})
+                        del busy[connection]
+        finally:
+            for worker in busy.values():
+                worker.end()
+        for task in [worker.task for worker in busy.values()] + waiting:
+            done(task, {"error": "not reached: out of time"})
 
 
 class Worker:

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from benchmarks import gpu, pool
-from benchmarks.pool import Task
+from benchmarks import gpu, gpu_table
+from benchmarks.pool import Pool, Task
 
 
 @pytest.mark.slow
@@ -47,8 +47,9 @@ def explode(how: str) -> dict:
 
 def test_what_fails_takes_nothing_along(monkeypatch):
     results = {}
-    tasks = [Task(how, explode, {"how": how}, 0.5) for how in ("die", "hang", "raise", "work")]
-    pool.run(tasks, 1, time.monotonic() + 60, lambda name, result: results.update({name: result}))
+    tasks = [Task("all", how, explode, {"how": how}, 0.5) for how in ("die", "hang", "raise", "work")]
+    with Pool(1) as pool:
+        pool.run(tasks, time.monotonic() + 60, lambda task, result: results.update({task.name: result}))
     assert results["die"]["error"] == "its process died with 3"
     assert results["hang"]["error"] == "TimeoutError: took too long"
     assert results["raise"]["error"] == "ValueError: it is broken" and "explode" in "".join(results["raise"]["trace"])
@@ -57,11 +58,21 @@ def test_what_fails_takes_nothing_along(monkeypatch):
 
 def test_the_deadline_is_kept():
     results = {}
-    tasks = [Task(name, explode, {"how": "hang"}, 60) for name in ("a", "b")]
+    tasks = [Task("all", name, explode, {"how": "hang"}, 60) for name in ("a", "b")]
     start = time.monotonic()
-    pool.run(tasks, 1, start + 4, lambda name, result: results.update({name: result}))
+    with Pool(1) as pool:
+        pool.run(tasks, start + 4, lambda task, result: results.update({task.name: result}))
     assert time.monotonic() - start < 12
     assert {result["error"] for result in results.values()} == {"not reached: out of time"}
+
+
+def test_processes_live_on():
+    results = {}
+    with Pool(1) as pool:
+        for name in ("a", "b"):
+            task = Task("all", name, explode, {"how": "work"}, 60)
+            pool.run([task], time.monotonic() + 60, lambda task, result: results.update({task.name: result["pid"]}))
+    assert results["a"] == results["b"] != os.getpid()
 
 
 def test_heads_reach_a_mixer_within_another():
@@ -74,20 +85,27 @@ def test_heads_reach_a_mixer_within_another():
 
 
 def test_wrong_numbers_are_called_wrong():
-    lines = gpu.exactness_lines({"dplr fp32 fla": {"worst": 0.5, "served": {"dplr": ["fla"]}}})
+    lines = gpu_table.exactness_lines({"dplr fp32 fla": {"worst": 0.5, "served": {"dplr": ["fla"]}}})
     assert lines == ["dplr, fp32: fla 5.0e-01 WRONG"]
-    lines = gpu.exactness_lines({"dplr fp32 fla": {"worst": float("nan"), "served": {"dplr": ["torch"]}}})
+    lines = gpu_table.exactness_lines({"dplr fp32 fla": {"worst": float("nan"), "served": {"dplr": ["torch"]}}})
     assert lines == ["dplr, fp32: fla (torch) nan WRONG"]
 
 
 def test_bad_options_are_refused(capsys):
-    for words, message in (
-        (["--parts", "5"], "there is no part 5: choose from 1,2,3,4"),
-        (["--parts", "1,2,3", "--seconds", "1,2"], "--seconds takes one number, or as many as --parts"),
-    ):
-        with pytest.raises(SystemExit):
-            gpu.main(words)
-        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gpu.main(["--parts", "5"])
+    assert "there is no part 5: choose from 1,2,3,4" in capsys.readouterr().err
+
+
+def test_what_is_slow_is_measured_once_and_last(tmp_path):
+    from benchmarks.gpu_work import SLOW, seconds
+
+    assert seconds(lambda: time.sleep(1.1 * SLOW), "cpu", 0.01)[2] == 1
+    assert seconds(lambda: None, "cpu", 0.0)[2] == 3
+    bench = gpu.Bench(gpu.options(["--json", str(tmp_path / "gpu.json"), "--tiny"]))
+    bench.report.put("speed", "mixer lact T=64", {"ms": 1234.0})
+    tasks = [Task("speed", f"mixer {name} T=128", explode, {}, 1) for name in ("lact", "softmax")]
+    assert [task.name for task in sorted(tasks, key=bench.slowest)] == ["mixer softmax T=128", "mixer lact T=128"]
 
 
 def test_a_file_that_is_there_is_continued(tmp_path, capsys):
