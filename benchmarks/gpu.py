@@ -35,18 +35,19 @@ from benchmarks.pool import Pool, Task
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = (1, 2, 3, 4)
 SECONDS = 570.0  # for all parts
-UNTIMED = 0.6  # of them for what is not timed
-CONFORMING = 0.4  # and of those for what must be known before the rest can begin
+UNTIMED = 0.5  # of them at the most for what is not timed
+CONFORMING = 0.5  # and of those for what must be known before the rest can begin
 LAST_STEP = 25.0  # seconds that a run of part 4 may take to end when it is asked to
 TRAINED = ("softmax", "linear_attention", "gla", "gated_delta_net", "mamba2")
-STEPS = 2000  # of training; the experiment's own are 22500
+STEPS = 1500  # of training; the experiment's own are 22500
 SLOW = ("check_law", "check_causality", "check_remembers")  # last, so that all else is seen of every mixer
 FLA_OPS = {"linear_attention", "delta_rule", "gated_delta", "dplr", "scan"}
 TOKENS = 32768
 LENGTHS = [2048, 8192, 32768]
 FORCED = ("linear_attention, scalar decay", "delta_rule, scalar decay")  # what FLA refuses on Hopper with some Tritons
-AMONG = 4  # configurations of each of FLA's kernels, where it would tune among up to 48
-TRAIN = f"from benchmarks.gpu_work import tuned; tuned({AMONG}); import train; train.main()"
+# FLA would tune each of its kernels among up to 48 configurations, and most of the time would go into compiling them
+OPS_AMONG, MIXERS_AMONG = 2, 1
+TRAIN = "from benchmarks.gpu_work import tuned; tuned(1, timing=False); import train; train.main()"
 
 
 class Report:
@@ -88,18 +89,18 @@ class Bench:
     def run(self, parts: list[int], seconds: float) -> None:
         start = time.monotonic()
         last = start + seconds * (UNTIMED if 3 in parts else 1.0)
-        with Pool(self.workers) as pool:
-            self.about(pool)
+        with Pool(1) as alone:
+            self.about(alone)
             timed = self.timed() if 3 in parts else []
-            with tempfile.TemporaryDirectory() as place:
+            with tempfile.TemporaryDirectory() as place, Pool(self.workers) as pool:
                 runs = self.train(Path(place)) if 4 in parts else {}
                 try:
                     self.untimed(pool, parts, timed, start, last)
                 finally:
                     self.finish(runs, Path(place), last)
-        print(f"untimed: {time.monotonic() - start:.0f} s", flush=True)
-        if timed:
-            self.time(timed, start + seconds)
+            print(f"untimed: {time.monotonic() - start:.0f} s", flush=True)
+            if timed:
+                self.time(alone, timed, start + seconds)
         print(f"all: {time.monotonic() - start:.0f} s", flush=True)
 
     def go(self, pool: Pool, tasks: list[Task], deadline: float) -> None:
@@ -109,25 +110,24 @@ class Bench:
     def about(self, pool: Pool) -> None:
         facts = Task("about", "machine", gpu_work.machine, {"device": self.device}, 60)
         listing = Task("about", "mixers", gpu_work.labels, {"names": self.names}, 60)
-        self.go(pool, [facts, listing], time.monotonic() + 90)
+        self.go(pool, [facts, listing], time.monotonic() + 180)
         found = self.report.data["about"]
         if "error" in found["machine"] or "error" in found["mixers"]:
             raise RuntimeError(f"cannot begin: {found['machine'].get('error') or found['mixers']['error']}")
         self.labels: list[str] = found["mixers"]["labels"]
 
     def untimed(self, pool: Pool, parts: list[int], timed: list[list[Task]], start: float, last: float) -> None:
-        """Conformance by the torch engine says which mixers have ops in the fla engine. What compiles goes before what
-        computes with kernels untuned, since a process tunes each only once.
+        """Conformance by the torch engine says which mixers have ops in the fla engine. What compiles for part 3 goes
+        before part 2, which computes the same with kernels untuned, since a process tunes each only once.
         """
-        cuda = self.device == "cuda"
+        cuda, tasks = self.device == "cuda", []
         if 1 in parts:
             until = start + (last - start) * (CONFORMING if cuda else 1.0)
             self.go(pool, self.conformance("torch", self.labels), until)
-        tasks = compiling([task for tasks in timed for task in tasks]) if cuda else []
-        tasks += self.exactness() if 2 in parts else []
-        if 1 in parts and cuda:
             served = {name.split()[0] for name, r in self.report.data["conformance"].items() if fla_serves(r)}
-            tasks += self.conformance("fla", [label for label in self.labels if label in served])
+            tasks += self.conformance("fla", [label for label in self.labels if label in served]) if cuda else []
+        tasks += compiling([task for tasks in timed for task in tasks]) if cuda else []
+        tasks += self.exactness() if 2 in parts else []
         self.go(pool, tasks, last)
 
     def conformance(self, engine: str, labels: list[str]) -> list[Task]:
@@ -161,7 +161,7 @@ class Bench:
 
     def timed(self) -> list[list[Task]]:
         """What part 3 times: of ops, and of mixers, of each length."""
-        common = {"device": self.device, "budget": 0.01 if self.tiny else 0.25, "among": 0 if self.tiny else AMONG}
+        common = {"device": self.device, "budget": 0.01 if self.tiny else 0.15}
         mixers = list(dict.fromkeys(label.rpartition("-")[0] for label in self.labels))
         of_ops, of_mixers = [], []
         for T in self.lengths:
@@ -172,20 +172,21 @@ class Bench:
         return of_ops * ("ops" in self.what) + of_mixers * ("mixers" in self.what)
 
     def op_task(self, name: str, engine: str, size: dict) -> Task:
-        arguments = {"name": name, "engine": engine, "sizes": self.sizes, **size}
+        among = 0 if self.tiny else OPS_AMONG
+        arguments = {"name": name, "engine": engine, "sizes": self.sizes, "among": among, **size}
         return Task("speed", f"{name} {engine} T={size['T']}", gpu_work.op_speed, arguments, 40)
 
     def mixer_task(self, name: str, size: dict) -> Task:
-        arguments = {"name": name, "d_model": self.sizes.channels, "n_heads": self.sizes.H, **size}
+        among = 0 if self.tiny else MIXERS_AMONG
+        arguments = {"name": name, "d_model": self.sizes.channels, "n_heads": self.sizes.H, "among": among, **size}
         return Task("speed", f"mixer {name} T={size['T']}", gpu_work.mixer_speed, arguments, 100)
 
-    def time(self, timed: list[list[Task]], deadline: float) -> None:
+    def time(self, alone: Pool, timed: list[list[Task]], deadline: float) -> None:
         """One after the other, in a process that has tuned nothing yet. What was slow at another length goes last."""
         ceilings = Task("speed", "ceilings", gpu_work.ceilings, {"device": self.device, "tiny": self.tiny}, 30)
-        with Pool(1) as pool:
-            self.go(pool, [ceilings], deadline)
-            for tasks in timed:
-                self.go(pool, sorted(tasks, key=self.slowest), deadline)
+        self.go(alone, [ceilings], deadline)
+        for tasks in timed:
+            self.go(alone, sorted(tasks, key=self.slowest), deadline)
 
     def slowest(self, task: Task) -> float:
         """Milliseconds that this took at any length that there is."""

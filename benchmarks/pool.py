@@ -116,6 +116,7 @@ def serve(connection: Connection) -> None:
         result = outcome(task)
         if torch.cuda.is_initialized():  # the other processes need what this one keeps
             gc.collect()
+            gc.freeze()  # what is left are modules and caches, which would be looked through after every task
             try:
                 torch.cuda.empty_cache()
             except RuntimeError as error:  # of a kernel that has only now failed
