@@ -9,9 +9,10 @@
        floor that the device's measured bandwidth and products set
     4  `experiment=recall_full` (Zoology's sizes) for five mixers, as far as the time allows
 
-What is not timed goes first, many processes at once: 4 in the background, meanwhile 1, 2 and the compiling for 3. Then
-everything else ends, and 3 is timed. What there was no time for is named. The JSON is whole at any time. `inner_loop`
-and `block_attention` have no rows of their own: they are measured in the mixers that use them.
+What is not timed goes first, many processes at once, on every device that there is: 4 in the background, meanwhile 1,
+2 and the compiling for 3. Then everything else ends, and 3 is timed on the first device, what takes seconds last. What
+there was no time for is named. The JSON is whole at any time. `inner_loop` and `block_attention` have no rows of their
+own: they are measured in the mixers that use them.
 """
 
 import argparse
@@ -39,14 +40,13 @@ UNTIMED = 0.5  # of them at the most for what is not timed
 CONFORMING = 0.5  # and of those for what must be known before the rest can begin
 LAST_STEP = 25.0  # seconds that a run of part 4 may take to end when it is asked to
 TRAINED = ("softmax", "linear_attention", "gla", "gated_delta_net", "mamba2")
-STEPS = 1500  # of training; the experiment's own are 22500
+STEPS = 1000  # of training; the experiment's own are 22500
 SLOW = ("check_law", "check_causality", "check_remembers")  # last, so that all else is seen of every mixer
 FLA_OPS = {"linear_attention", "delta_rule", "gated_delta", "dplr", "scan"}
 TOKENS = 32768
 LENGTHS = [2048, 8192, 32768]
 FORCED = ("linear_attention, scalar decay", "delta_rule, scalar decay")  # what FLA refuses on Hopper with some Tritons
-# FLA would tune each of its kernels among up to 48 configurations, and most of the time would go into compiling them
-OPS_AMONG, MIXERS_AMONG = 2, 1
+AMONG = 2  # configurations of each of FLA's kernels, which has up to 48: most of the time goes into compiling them
 TRAIN = "from benchmarks.gpu_work import tuned; tuned(1, timing=False); import train; train.main()"
 
 
@@ -92,7 +92,7 @@ class Bench:
         with Pool(1) as alone:
             self.about(alone)
             timed = self.timed() if 3 in parts else []
-            with tempfile.TemporaryDirectory() as place, Pool(self.workers) as pool:
+            with tempfile.TemporaryDirectory() as place, Pool(self.workers, self.devices) as pool:
                 runs = self.train(Path(place)) if 4 in parts else {}
                 try:
                     self.untimed(pool, parts, timed, start, last)
@@ -115,6 +115,7 @@ class Bench:
         if "error" in found["machine"] or "error" in found["mixers"]:
             raise RuntimeError(f"cannot begin: {found['machine'].get('error') or found['mixers']['error']}")
         self.labels: list[str] = found["mixers"]["labels"]
+        self.devices: list[str] = found["machine"]["devices"]
 
     def untimed(self, pool: Pool, parts: list[int], timed: list[list[Task]], start: float, last: float) -> None:
         """Conformance by the torch engine says which mixers have ops in the fla engine. What compiles for part 3 goes
@@ -129,6 +130,8 @@ class Bench:
         tasks += compiling([task for tasks in timed for task in tasks]) if cuda else []
         tasks += self.exactness() if 2 in parts else []
         self.go(pool, tasks, last)
+        crowded = [task for task in tasks if out_of_memory(self.report.data[task.part][task.name])]
+        self.go(pool, crowded, last)  # alone they may fit
 
     def conformance(self, engine: str, labels: list[str]) -> list[Task]:
         from mixers import testing
@@ -143,18 +146,18 @@ class Bench:
         return tasks
 
     def engines(self, name: str) -> list[str]:
-        """What can be asked for this case: own is what FLA or torch offers, forced what FLA refuses."""
+        """What can be asked for this case: own is what FLA or torch offers."""
         if self.tiny:
             return ["torch"] + ["own"] * (name == "attention")
         fla = CASES[name].op.__name__ in FLA_OPS
-        return ["torch"] + ["fla"] * fla + ["own"] * (name in OWN) + ["forced"] * (name in FORCED)
+        return ["torch"] + ["fla"] * fla + ["own"] * (name in OWN)
 
     def exactness(self) -> list[Task]:
         common = {"device": self.device, "sizes": self.sizes}
         tasks = []
         for name, dtype in itertools.product(CASES, gpu_work.DTYPES):
             T = 20 if self.tiny else 40 if name == "log_linear" else 130  # whose definition grows with T^2
-            for engine in self.engines(name):
+            for engine in self.engines(name) + ["forced"] * (name in FORCED and not self.tiny):
                 arguments = {"name": name, "engine": engine, "dtype": dtype, "T": T, **common}
                 tasks.append(Task("exactness", f"{name} {dtype} {engine}", gpu_work.against_definition, arguments, 100))
         return tasks
@@ -172,12 +175,12 @@ class Bench:
         return of_ops * ("ops" in self.what) + of_mixers * ("mixers" in self.what)
 
     def op_task(self, name: str, engine: str, size: dict) -> Task:
-        among = 0 if self.tiny else OPS_AMONG
+        among = 0 if self.tiny else AMONG
         arguments = {"name": name, "engine": engine, "sizes": self.sizes, "among": among, **size}
         return Task("speed", f"{name} {engine} T={size['T']}", gpu_work.op_speed, arguments, 40)
 
     def mixer_task(self, name: str, size: dict) -> Task:
-        among = 0 if self.tiny else MIXERS_AMONG
+        among = 0 if self.tiny else AMONG
         arguments = {"name": name, "d_model": self.sizes.channels, "n_heads": self.sizes.H, "among": among, **size}
         return Task("speed", f"mixer {name} T={size['T']}", gpu_work.mixer_speed, arguments, 100)
 
@@ -195,17 +198,20 @@ class Bench:
         return max((r["ms"] for r in known if r.get("ms", 0) > 1000), default=0.0)
 
     def train(self, place: Path) -> dict[str, subprocess.Popen]:
-        """All at once: none of them fills the device."""
+        """All at once: none of them fills a device."""
         experiment = "smoke" if self.tiny else "recall_full"
         more = ["task.data.train=[{length: 64, pairs: 4, n: 100}]"] if self.tiny else []
         more += [f"trainer.max_steps={self.steps}", "logger=none", "probe=false", "trainer.enable_progress_bar=false"]
         runs = {}
-        for name in TRAINED[:1] if self.tiny else TRAINED:
+        for i, name in enumerate(TRAINED[:1] if self.tiny else TRAINED):
             own = place / name
             own.mkdir()
             command = [sys.executable, "-c", TRAIN, f"experiment={experiment}", f"mixer={name}", f"runs={own / 'runs'}"]
+            environment = os.environ | {"CUDA_VISIBLE_DEVICES": self.devices[i % len(self.devices)]}
             with (own / "log").open("w") as log:
-                runs[name] = subprocess.Popen([*command, *more], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+                runs[name] = subprocess.Popen(
+                    [*command, *more], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+                )
         return runs
 
     def finish(self, runs: dict[str, subprocess.Popen], place: Path, deadline: float) -> None:
@@ -223,6 +229,10 @@ class Bench:
                 run.wait()
             self.report.put("training", name, learned(place / name, run.returncode))
         self.report.write()
+
+
+def out_of_memory(result: dict) -> bool:
+    return "out of memory" in result.get("error", "")
 
 
 def fla_serves(result: dict) -> bool:

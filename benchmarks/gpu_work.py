@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.util
 import math
+import os
 import platform
 import tempfile
 import time
@@ -35,10 +36,11 @@ def machine(device: str) -> dict:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    cuda = device == "cuda"
+    cuda, visible = device == "cuda", os.environ.get("CUDA_VISIBLE_DEVICES")
     gpu = torch.cuda.get_device_properties(0) if cuda else None
     return {
         "device": gpu.name if gpu else platform.processor() or platform.machine(),
+        "devices": visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count() or 1)],
         "memory_gib": round(gpu.total_memory / 2**30, 1) if gpu else None,
         "python": platform.python_version(),
         "versions": versions,
@@ -79,8 +81,8 @@ def conform(label: str, check: str, dtype: str, engine: str, device: str) -> dic
 
 
 def tuned(among: int, timing: bool = True) -> None:
-    """Each kernel of this process is tuned among so few of its configurations, the first that the device can run: all
-    of them take minutes to compile. Without timing, the first of them serves, and the others are only compiled.
+    """Each kernel of this process is tuned among so few of its configurations that the device can run: all of them take
+    minutes to compile. The most usual go first. Without timing the first serves, and the others are only compiled.
     """
     if importlib.util.find_spec("triton") is None:
         return
@@ -91,7 +93,7 @@ def tuned(among: int, timing: bool = True) -> None:
 
     def prune_configs(self, *arguments, **more):
         self.left = among
-        return Autotuner.prune(self, *arguments, **more)
+        return sorted(Autotuner.prune(self, *arguments, **more), key=unusual)
 
     def bench(self, *arguments, **more):
         if not self.left:
@@ -120,6 +122,13 @@ def compile_once() -> None:
             return compile(src, target=target, options=options, **more)
 
     compiler.compile = alone
+
+
+def unusual(configuration) -> float:
+    """Less for large blocks, 3 stages, and 4 warps or else 8."""
+    block = math.prod(n for n in configuration.kwargs.values() if isinstance(n, int) and n > 1)
+    stages, warps = abs(configuration.num_stages - 3), abs(math.log2(configuration.num_warps) - 2.1)
+    return 2 * stages + warps - math.log2(block)
 
 
 def once(call: Callable, **options: Any) -> list[float]:

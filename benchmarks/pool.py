@@ -5,7 +5,9 @@ is what the function returns, a dictionary, or {"error": one line, "trace": the 
 """
 
 import gc
+import itertools
 import multiprocessing
+import os
 import signal
 import time
 import traceback
@@ -26,10 +28,13 @@ class Task(NamedTuple):
 
 
 class Pool:
-    """So many processes, which live until the end: to import everything takes them longer than most tasks."""
+    """So many processes, in turn on these devices (of CUDA_VISIBLE_DEVICES), which live until the end: to import
+    everything takes them longer than most tasks.
+    """
 
-    def __init__(self, workers: int):
+    def __init__(self, workers: int, devices: list[str] | None = None):
         self.workers = workers
+        self.devices = itertools.cycle(devices or [os.environ.get("CUDA_VISIBLE_DEVICES", "0")])
         self.idle: list[Worker] = []
 
     def __enter__(self) -> "Pool":
@@ -48,7 +53,7 @@ class Pool:
         try:
             while (waiting or busy) and time.monotonic() < deadline:
                 while waiting and len(busy) < self.workers:
-                    worker = self.idle.pop() if self.idle else Worker()
+                    worker = self.idle.pop() if self.idle else Worker(next(self.devices))
                     worker.begin(waiting.pop(0))
                     busy[worker.connection] = worker
                 limit = min([deadline, *(worker.until for worker in busy.values())])
@@ -73,10 +78,10 @@ class Pool:
 class Worker:
     """A process that does one task after the other."""
 
-    def __init__(self):
+    def __init__(self, device: str):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs,), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, device), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -102,8 +107,9 @@ class Worker:
         self.connection.close()
 
 
-def serve(connection: Connection) -> None:
+def serve(connection: Connection, device: str) -> None:
     """The process: receives tasks, sends results."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = device
     import torch
 
     torch.set_num_threads(1)
