@@ -34,7 +34,7 @@ class Pool:
 
     def __init__(self, workers: int, devices: list[str] | None = None):
         self.workers = workers
-        self.devices = itertools.cycle(devices or [os.environ.get("CUDA_VISIBLE_DEVICES", "0")])
+        self.devices = itertools.cycle(devices or [""])
         self.idle: list[Worker] = []
 
     def __enter__(self) -> "Pool":
@@ -109,7 +109,8 @@ class Worker:
 
 def serve(connection: Connection, device: str) -> None:
     """The process: receives tasks, sends results."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = device
+    if device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
     import torch
 
     torch.set_num_threads(1)
