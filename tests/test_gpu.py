@@ -42,7 +42,7 @@ def explode(how: str) -> dict:
         time.sleep(60)
     if how == "raise":
         raise ValueError("it is broken\nin two lines")
-    return {"pid": os.getpid()}
+    return {"pid": os.getpid(), "devices": os.environ.get("CUDA_VISIBLE_DEVICES")}
 
 
 def test_what_fails_takes_nothing_along(monkeypatch):
@@ -73,6 +73,16 @@ def test_processes_live_on():
             task = Task("all", name, explode, {"how": "work"}, 60)
             pool.run([task], time.monotonic() + 60, lambda task, result: results.update({task.name: result["pid"]}))
     assert results["a"] == results["b"] != os.getpid()
+
+
+@pytest.mark.parametrize(("devices", "seen"), [(["3"], "3"), (None, "0,1")])
+def test_a_process_sees_its_device_or_all(devices, seen, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    results = []
+    with Pool(1, devices) as pool:
+        task = Task("all", "a", explode, {"how": "work"}, 60)
+        pool.run([task], time.monotonic() + 60, lambda task, result: results.append(result["devices"]))
+    assert results == [seen]
 
 
 def test_heads_reach_a_mixer_within_another():
