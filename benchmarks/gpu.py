@@ -8,6 +8,8 @@
        K = V = 128, bf16; by CUDA events, medians; beside them FLA's own functions, torch's flash attention and the
        floor that the device's measured bandwidth and products set
     4  `experiment=recall_full` (Zoology's sizes) for five mixers, as far as the time allows
+    5  (if asked for) the fla engine against the definitions at other widths of keys and values, and with several
+       configurations of FLA's kernels: of some, compilers make wrong ones, which `mixers.ops.fla.calls` avoids
 
 What is not timed goes first, many processes at once, on every device that there is: 4 in the background, meanwhile 1,
 2 and the compiling for 3. Then everything else ends, and 3 is timed on the first device, what takes seconds last. What
@@ -20,6 +22,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,7 +37,7 @@ from benchmarks.gpu_table import kind, table
 from benchmarks.pool import Pool, Task
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = (1, 2, 3, 4)
+PARTS = (1, 2, 3, 4, 5)
 SECONDS = 570.0  # for all parts
 UNTIMED = 0.5  # of them at the most for what is not timed
 CONFORMING = 0.5  # and of those for what must be known before the rest can begin
@@ -45,6 +48,8 @@ SLOW = ("check_law", "check_causality", "check_remembers")  # last, so that all 
 FLA_OPS = {"linear_attention", "delta_rule", "gated_delta", "dplr", "scan"}
 TOKENS = 32768
 LENGTHS = [2048, 8192, 32768]
+WIDTHS = list(itertools.product((16, 32, 64, 96, 128), (16, 32, 64, 128)))  # of keys and values
+CONFIGURATIONS = [0, 1, 2]
 FORCED = ("linear_attention, scalar decay", "delta_rule, scalar decay")  # what FLA refuses on Hopper with some Tritons
 AMONG = 2  # configurations of each of FLA's kernels, which has up to 48: most of the time goes into compiling them
 TRAIN = "from benchmarks.gpu_work import tuned; tuned(1, timing=False); import train; train.main()"
@@ -82,7 +87,8 @@ class Bench:
         self.names: list[str] = options.mixers
         self.steps: int = 2 if self.tiny else options.steps
         self.what: list[str] = options.what
-        self.sizes = Sizes(2, 16, 4) if self.tiny else Sizes()
+        self.sizes = Sizes(2, 16, 16, 4) if self.tiny else Sizes()
+        self.pairs, self.configurations = options.widths, options.configurations
         self.tokens, lengths = (128, [64, 128]) if self.tiny else (TOKENS, LENGTHS)
         self.lengths = options.lengths or lengths
 
@@ -129,6 +135,7 @@ class Bench:
             tasks += self.conformance("fla", [label for label in self.labels if label in served]) if cuda else []
         tasks += compiling([task for tasks in timed for task in tasks]) if cuda else []
         tasks += self.exactness() if 2 in parts else []
+        tasks += self.widths() if 5 in parts else []
         self.go(pool, tasks, last)
         crowded = [task for task in tasks if out_of_memory(self.report.data[task.part][task.name])]
         self.go(pool, crowded, last)  # alone they may fit
@@ -160,6 +167,18 @@ class Bench:
             for engine in self.engines(name) + ["forced"] * (name in FORCED and not self.tiny):
                 arguments = {"name": name, "engine": engine, "dtype": dtype, "T": T, **common}
                 tasks.append(Task("exactness", f"{name} {dtype} {engine}", gpu_work.against_definition, arguments, 100))
+        return tasks
+
+    def widths(self) -> list[Task]:
+        given = itertools.product(self.configurations, self.pairs, gpu_work.DTYPES, CASES)
+        tasks = []
+        for configuration, (K, V), dtype, name in given:
+            if not {"fla", "own"} <= set(self.engines(name)):
+                continue  # nothing of FLA's, or the same as another
+            arguments = {"name": name, "engine": "fla", "dtype": dtype, "T": 130, "device": self.device}
+            arguments |= {"sizes": self.sizes._replace(H=2, K=K, V=V), "configuration": configuration}
+            label = f"{name} {dtype} fla {K}x{V} #{configuration}"
+            tasks.append(Task("widths", label, gpu_work.against_definition, arguments, 100))
         return tasks
 
     def timed(self) -> list[list[Task]]:
@@ -275,15 +294,23 @@ def numbers(kind: type) -> Any:
     return lambda text: [kind(part) for part in text.split(",")]
 
 
+def pairs(text: str) -> list[tuple[int, int]]:
+    if not re.fullmatch(r"\d+x\d+(,\d+x\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text} is not keys x values, such as 64x16,128x128")
+    return [(int(keys), int(values)) for keys, values in (part.split("x") for part in text.split(","))]
+
+
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="the results; continued if there")
-    parser.add_argument("--parts", type=numbers(int), default=[1, 2, 3, 4], help="such as 1,3")
+    parser.add_argument("--parts", type=numbers(int), default=[1, 2, 3, 4], help="such as 1,3, or 5")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of it")
     parser.add_argument("--mixers", type=numbers(str), default=[], help="only these, in parts 1 and 3")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at once")
     parser.add_argument("--lengths", type=numbers(int), default=[], help="of part 3, instead of 2048,8192,32768")
     parser.add_argument("--what", type=numbers(str), default=["ops", "mixers"], help="of part 3: ops, mixers, or both")
+    parser.add_argument("--widths", type=pairs, default=WIDTHS, help="of part 5: such as 64x16,128x128, keys x values")
+    parser.add_argument("--configurations", type=numbers(int), default=CONFIGURATIONS, help="of part 5: such as 0,1")
     parser.add_argument("--steps", type=int, default=STEPS, help="of training, the schedule included")
     parser.add_argument("--show", action="store_true", help="only print the table of the results that are there")
     parser.add_argument("--tiny", action="store_true", help="on a CPU, at sizes that only show that it runs")
@@ -292,7 +319,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"there is no {given.json}: give the results with --json")
     unknown = set(given.parts) - set(PARTS)
     if unknown:
-        parser.error(f"there is no part {', '.join(map(str, unknown))}: choose from 1,2,3,4")
+        parser.error(f"there is no part {', '.join(map(str, unknown))}: choose from {','.join(map(str, PARTS))}")
     return given
 
 

@@ -22,15 +22,18 @@ Inputs = dict[str, Tensor]
 
 
 class Sizes(NamedTuple):
-    """Heads, their width, states per channel of the selective scan; channels are heads times width."""
+    """Heads, the widths of their keys and values, states per channel of the selective scan; channels are heads times
+    values' width.
+    """
 
     H: int = 16
-    D: int = 128
+    K: int = 128
+    V: int = 128
     N: int = 16
 
     @property
     def channels(self) -> int:
-        return self.H * self.D
+        return self.H * self.V
 
 
 class Case(NamedTuple):
@@ -44,8 +47,8 @@ class Case(NamedTuple):
 
 
 def heads(B: int, T: int, s: Sizes) -> Inputs:
-    q, k, v = (torch.randn(B, s.H, T, s.D) for _ in range(3))
-    return {"q": q * s.D**-0.5, "k": F.normalize(k, dim=-1), "v": v}
+    q, k, v = (torch.randn(B, s.H, T, width) for width in (s.K, s.K, s.V))
+    return {"q": q * s.K**-0.5, "k": F.normalize(k, dim=-1), "v": v}
 
 
 def scalar(B: int, T: int, s: Sizes) -> Inputs:
@@ -53,7 +56,7 @@ def scalar(B: int, T: int, s: Sizes) -> Inputs:
 
 
 def channel(B: int, T: int, s: Sizes) -> Inputs:
-    return heads(B, T, s) | {"g": decays(B, s.H, T, s.D)}
+    return heads(B, T, s) | {"g": decays(B, s.H, T, s.K)}
 
 
 def decays(*shape: int) -> Tensor:
@@ -68,14 +71,14 @@ def beta(make: Callable) -> Callable:
 def erase(B: int, T: int, s: Sizes) -> Inputs:
     """p is another vector than k, and no longer than it."""
     x = scalar(B, T, s)
-    p = 0.5 * x["k"] + 0.4 * F.normalize(torch.randn(B, s.H, T, s.D), dim=-1)
+    p = 0.5 * x["k"] + 0.4 * F.normalize(torch.randn(B, s.H, T, s.K), dim=-1)
     return {"q": x["q"], "k": x["k"], "p": p, "z": x["v"], "g": x["g"]}
 
 
 def steered(B: int, T: int, s: Sizes) -> Inputs:
     x = channel(B, T, s)
-    kappa = F.normalize(torch.randn(B, s.H, T, s.D), dim=-1)
-    return x | {"a": -kappa * torch.rand(B, s.H, T, s.D), "b": kappa, "g": x["g"].clamp(min=-0.6)}
+    kappa = F.normalize(torch.randn(B, s.H, T, s.K), dim=-1)
+    return x | {"a": -kappa * torch.rand(B, s.H, T, s.K), "b": kappa, "g": x["g"].clamp(min=-0.6)}
 
 
 def rows(B: int, T: int, s: Sizes) -> Inputs:
@@ -103,7 +106,7 @@ def levels(B: int, T: int, s: Sizes) -> Inputs:
 
 
 def matrix(B: int, s: Sizes) -> Tensor:
-    return torch.randn(B, s.H, s.D, s.D)
+    return torch.randn(B, s.H, s.K, s.V)
 
 
 def delta_definition(q, k, v, beta, g=None, state=None):
@@ -137,7 +140,7 @@ def sdpa(q, k, v):
 
 def per_state(times: int) -> Callable[[int, Sizes], float]:
     """So many multiplications of each number of the state per token, with as much twice again backwards."""
-    return lambda T, s: 3 * times * 2 * s.H * s.D**2
+    return lambda T, s: 3 * times * 2 * s.H * s.K * s.V
 
 
 def transform(T: int, s: Sizes) -> float:
@@ -173,7 +176,7 @@ CASES = {
         channel, linear_attention, linear_attention_definition, per_state(2), fla("gla", "chunk_gla"), matrix
     ),
     "linear_attention, bonus": Case(
-        lambda B, T, s: channel(B, T, s) | {"u": torch.rand(s.H, s.D)},
+        lambda B, T, s: channel(B, T, s) | {"u": torch.rand(s.H, s.K)},
         linear_attention,
         linear_attention_definition,
         per_state(2),
@@ -182,7 +185,7 @@ CASES = {
         wide=("g", "u", "state"),
     ),
     "linear_attention, decay of values": Case(
-        lambda B, T, s: heads(B, T, s) | {"gv": decays(B, s.H, T, s.D)},
+        lambda B, T, s: heads(B, T, s) | {"gv": decays(B, s.H, T, s.V)},
         linear_attention,
         linear_attention_definition,
         per_state(2),
@@ -225,7 +228,7 @@ CASES = {
     ),
     "causal_conv, L = T": Case(filtered, causal_conv, causal_conv_definition, transform, wide=("h",)),
     "log_linear": Case(levels, log_linear, log_linear_definition, lambda T, s: per_state(2)(T, s) * math.log2(T)),
-    "attention": Case(heads, attention, attention_definition, lambda T, s: 3.5 * 2 * s.H * s.D * T),
+    "attention": Case(heads, attention, attention_definition, lambda T, s: 3.5 * s.H * (s.K + s.V) * T),
 }
 OWN = {"attention": ("SDPA", sdpa)} | {name: ("FLA", case.fla) for name, case in CASES.items() if case.fla}
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections import Counter
 from typing import Any
 
@@ -16,6 +17,7 @@ def table(data: dict[str, Any]) -> str:
     lines = [json.dumps(data.get("about", {}).get("machine", {}))]
     lines += conformance_lines(data.get("conformance", {}))
     lines += exactness_lines(data.get("exactness", {}))
+    lines += width_lines(data.get("widths", {}))
     lines += speed_lines(data.get("speed", {}))
     for name, run in data.get("training", {}).items():
         scores = [value for key, value in (run.get("validations") or [{}])[-1].items() if "accuracy" in key]
@@ -60,6 +62,18 @@ def exactness_lines(results: dict[str, dict]) -> list[str]:
             if cells:
                 lines.append(f"{name}, {dtype}: {'; '.join(cells)}")
     return lines
+
+
+def width_lines(results: dict[str, dict]) -> list[str]:
+    """How many rows there are, and which are wrong."""
+    if not results:
+        return []
+    wrong = {}
+    for name, r in results.items():
+        trusted = TRUSTED[next(dtype for dtype in TRUSTED if f" {dtype} " in name)]
+        if not r.get("worst", math.nan) <= trusted:
+            wrong[name] = r.get("error") or f"off by {r['worst']:.1e}"
+    return [f"widths: {len(results)} rows, {len(wrong)} wrong"] + [f"  {n}: {why}"[:150] for n, why in wrong.items()]
 
 
 def speed_lines(results: dict[str, dict]) -> list[str]:

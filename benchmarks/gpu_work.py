@@ -24,6 +24,7 @@ from mixers.ops import engines
 from mixers.ops.fla import calls
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CHOSEN: set[Any] = set()  # the kernels of this process that are tuned
 SLOW = 1.0  # seconds: what takes longer is measured once
 PACKAGES = ("torch", "triton", "fla-core", "pytorch-lightning", "numpy")
 
@@ -80,9 +81,10 @@ def conform(label: str, check: str, dtype: str, engine: str, device: str) -> dic
     return {"served": {op: sorted(names) for op, names in engines.ran.items()}}
 
 
-def tuned(among: int, timing: bool = True) -> None:
+def tuned(among: int, timing: bool = True, first: int = 0) -> None:
     """Each kernel of this process is tuned among so few of its configurations that the device can run: all of them take
-    minutes to compile. The most usual go first. Without timing the first serves, and the others are only compiled.
+    minutes to compile. The most usual go first, or the first is another. Without timing it serves, and the others are
+    only compiled.
     """
     if importlib.util.find_spec("triton") is None:
         return
@@ -90,10 +92,15 @@ def tuned(among: int, timing: bool = True) -> None:
 
     measure, prune = getattr(Autotuner, "measure", Autotuner._bench), getattr(Autotuner, "prune", None)
     Autotuner.measure, Autotuner.prune = measure, prune or Autotuner.prune_configs
+    for tuner in set() if timing else CHOSEN:  # by another task, with another first
+        tuner.cache.clear()
 
     def prune_configs(self, *arguments, **more):
         self.left = among
-        return sorted(Autotuner.prune(self, *arguments, **more), key=unusual)
+        CHOSEN.add(self)
+        configurations = sorted(Autotuner.prune(self, *arguments, **more), key=unusual)
+        turn = first % len(configurations)
+        return configurations[turn:] + configurations[:turn]
 
     def bench(self, *arguments, **more):
         if not self.left:
@@ -142,13 +149,16 @@ def quickly(call: Callable, **options: Any) -> list[float]:
     return do_bench(call, warmup=2, rep=10, **options)
 
 
-def against_definition(name: str, engine: str, dtype: str, device: str, sizes: Sizes, T: int) -> dict:
+def against_definition(
+    name: str, engine: str, dtype: str, device: str, sizes: Sizes, T: int, configuration: int = 0
+) -> dict:
     """Relative errors, max |a - b| / max |b|, of outputs, state and gradients, against the definition in float64 on the
     same numbers. engine: torch, fla, own (what FLA or torch offers itself), or forced (own, its refusals overridden).
+    configuration: which one of each of FLA's kernels.
     """
     case = CASES[name]
     if engine != "torch":
-        tuned(1, timing=False)
+        tuned(1, timing=False, first=configuration)
     leaves = inputs(case, 1, T, sizes, DTYPES[dtype], device, state=name != "attention")
     op, given, served = prepared(name, engine, leaves, device)
     exact = {n: x.detach().to(torch.complex128 if x.is_complex() else torch.float64) for n, x in leaves.items()}

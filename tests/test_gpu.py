@@ -101,10 +101,25 @@ def test_wrong_numbers_are_called_wrong():
     assert lines == ["dplr, fp32: fla (torch) nan WRONG"]
 
 
+def test_wrong_widths_are_named():
+    right, wrong = {"worst": 1e-3}, {"worst": 0.5}
+    rows = {"dplr fp32 fla 64x16 #0": right, "dplr fp32 fla 64x16 #1": wrong, "scan bf16 fla 16x16 #0": {"error": "no"}}
+    lines = gpu_table.width_lines(rows | {"scan fp32 fla 16x16 #0": {"worst": float("nan")}})
+    assert lines == [
+        "widths: 4 rows, 3 wrong",
+        "  dplr fp32 fla 64x16 #1: off by 5.0e-01",
+        "  scan bf16 fla 16x16 #0: no",
+        "  scan fp32 fla 16x16 #0: off by nan",
+    ]
+
+
 def test_bad_options_are_refused(capsys):
     with pytest.raises(SystemExit):
-        gpu.main(["--parts", "5"])
-    assert "there is no part 5: choose from 1,2,3,4" in capsys.readouterr().err
+        gpu.main(["--parts", "6"])
+    assert "there is no part 6: choose from 1,2,3,4,5" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gpu.main(["--widths", "64"])
+    assert "64 is not keys x values, such as 64x16,128x128" in capsys.readouterr().err
 
 
 def test_what_is_slow_is_measured_once_and_last(tmp_path):

@@ -130,8 +130,8 @@ def test_kernels_get_what_they_expect(name, monkeypatch):
 
 
 @pytest.mark.parametrize("excluded", [False, True])
-@pytest.mark.parametrize("K", [32, 64])
-def test_where_this_triton_is_excluded_narrow_keys_get_other_kernels(monkeypatch, K, excluded):
+@pytest.mark.parametrize(("K", "V"), [(32, 64), (64, 32), (64, 64)])
+def test_where_this_triton_is_excluded_what_is_narrow_gets_other_kernels(monkeypatch, K, V, excluded):
     monkeypatch.setattr(calls, "excluded", lambda: excluded)
     asked = []
 
@@ -139,13 +139,13 @@ def test_where_this_triton_is_excluded_narrow_keys_get_other_kernels(monkeypatch
         asked.append(name)
         raise InterruptedError
 
-    q, k, v = torch.randn(B, H, T, K).to(HALF), torch.randn(B, H, T, K).to(HALF), torch.randn(B, H, T, D).to(HALF)
+    q, k, v = (torch.randn(B, H, T, width).to(HALF) for width in (K, K, V))
     for module, inputs in ((linear_attention, (q, k, v)), (delta_rule, (q, k, v, beta(HALF)["beta"]))):
         monkeypatch.setattr(module, "kernel", kernel)
         with pytest.raises(InterruptedError):
             getattr(module, module.__name__.rpartition(".")[2])(*inputs)
-    narrow = K == 32 and excluded
-    assert asked == (["chunk_gla", "chunk_kda"] if narrow else ["chunk_linear_attn", "chunk_delta_rule"])
+    narrow = (K, V) != (64, 64)
+    assert asked == (["chunk_gla", "chunk_kda"] if narrow and excluded else ["chunk_linear_attn", "chunk_delta_rule"])
 
 
 def test_what_the_kernels_do_not_take_is_left_to_torch():

@@ -2,7 +2,7 @@
 for any other p.
 
     no decay     chunk_delta_rule, in half precision, which is all it takes; chunk_kda in float32, and where that
-                 overruns
+                 is miscompiled
     scalar       chunk_gated_delta_rule; chunk_kda where that is excluded
     per channel  chunk_kda
 """
@@ -22,7 +22,7 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g=None, state=None
     v_, beta_ = stream(v, v.dtype, heads), stream(beta, beta.dtype, heads).squeeze(-1)
     options = {"scale": 1.0, "initial_state": initial(state), "output_final_state": True}
     options |= {"use_qk_l2norm_in_kernel": False, "cu_seqlens": None, "cu_seqlens_cpu": None}
-    if g is None and v.dtype in calls.HALF and not calls.overruns(k, v):
+    if g is None and v.dtype in calls.HALF and not calls.miscompiled(k, v):
         q_, k_ = (stream(x, v.dtype, heads) for x in (q, k))
         run = kernel("delta_rule", "chunk_delta_rule")
         return returned(*run(q=q_, k=k_, v=v_, beta=beta_.to(v.dtype), **options), v)

@@ -1,6 +1,6 @@
 """`mixers.ops.linear_attention.linear_attention` by the kernel for its kind of decay.
 
-    none         chunk_linear_attn; chunk_gla where that overruns
+    none         chunk_linear_attn; chunk_gla where that is miscompiled
     scalar       chunk_simple_gla; chunk_gla where that is excluded
     per channel  chunk_gla
     with a bonus chunk_rwkv6
@@ -28,7 +28,7 @@ def linear_attention(
         w = decay(g, heads, k)
         run = kernel("rwkv6", "chunk_rwkv6")
         return returned(*run(r=q_, k=k_, v=v_, w=w, u=u.float(), cu_seqlens_cpu=None, **options), v)
-    if g is None and not calls.overruns(k, v):
+    if g is None and not calls.miscompiled(k, v):
         run = kernel("linear_attn", "chunk_linear_attn")
         return returned(*run(q=q_, k=k_, v=v_, normalize=False, **options), v)
     options |= {"state_v_first": False, "cu_seqlens_cpu": None}
