@@ -16,6 +16,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mixers.base import Mixer, State
 from mixers.layers import RMSNorm, by_chunk, heads, l2_norm, merge, per_head, positions, rope
@@ -81,7 +82,8 @@ class LaCT(Mixer):
         def write():
             kept = m.mean(2, keepdim=True)
             moved = tuple(g + kept * d for g, d in zip(ascent(W, k, v, eta), D, strict=True))
-            return tuple(self.rescaled(w + muon(d), i) for i, (w, d) in enumerate(zip(W, moved, strict=True))), moved
+            steps = zip(W, steepest(moved), strict=True)
+            return tuple(self.rescaled(w + step, i) for i, (w, step) in enumerate(steps)), moved
 
         return (F.silu(q @ W[0]) * (q @ W[2])) @ W[1], write
 
@@ -98,8 +100,15 @@ def ascent(W: Weights, k: Tensor, v: Tensor, eta: Tensor) -> Weights:
     return (eta_0 * k).mT @ (d_silu * dh * b), (eta_1 * (a * s * b)).mT @ v, (eta_2 * k).mT @ (dh * a * s)
 
 
+def steepest(D: Weights) -> Weights:
+    """muon of each. Its polynomials are made again backwards: kept, they would be many times the weights per chunk."""
+    together = torch.stack((D[0], D[1].mT, D[2]))  # W_1 is shaped as the others' transposes
+    first, second, third = checkpoint(muon, together, use_reentrant=False, preserve_rng_state=False)
+    return first, second.mT, third
+
+
 def muon(d: Tensor) -> Tensor:
-    """d with its singular values moved to about 1, by polynomials in d."""
+    """d (..., n, m) with its singular values moved to about 1, by polynomials in d."""
     x = d if d.shape[-2] <= d.shape[-1] else d.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for a, b, c in NEWTON_SCHULZ:
