@@ -98,10 +98,13 @@ class Bench:
         with Pool(1) as alone:
             self.about(alone)
             timed = self.timed() if 3 in parts else []
-            with tempfile.TemporaryDirectory() as place, Pool(self.workers, self.devices) as pool:
+            with tempfile.TemporaryDirectory() as place:
                 runs = self.train(Path(place)) if 4 in parts else {}
                 try:
-                    self.untimed(pool, parts, timed, start, last)
+                    with Pool(self.workers, self.devices) as pool:
+                        tasks = self.untimed(pool, parts, timed, start, last)
+                    with Pool(len(self.devices), self.devices) as few:
+                        self.go(few, [task for task in tasks if self.was_crowded_out(task)], last)
                 finally:
                     self.finish(runs, Path(place), last)
             print(f"untimed: {time.monotonic() - start:.0f} s", flush=True)
@@ -123,22 +126,27 @@ class Bench:
         self.labels: list[str] = found["mixers"]["labels"]
         self.devices: list[str] = found["machine"]["devices"]
 
-    def untimed(self, pool: Pool, parts: list[int], timed: list[list[Task]], start: float, last: float) -> None:
-        """Conformance by the torch engine says which mixers have ops in the fla engine. What compiles for part 3 goes
-        before part 2, which computes the same with kernels untuned, since a process tunes each only once.
+    def untimed(self, pool: Pool, parts: list[int], timed: list[list[Task]], start: float, last: float) -> list[Task]:
+        """Conformance by the torch engine says which mixers have ops in the fla engine. What compiles for part 3 takes
+        longest, and goes before part 2. Returns all tasks.
         """
-        cuda, tasks = self.device == "cuda", []
-        if 1 in parts:
-            until = start + (last - start) * (CONFORMING if cuda else 1.0)
-            self.go(pool, self.conformance("torch", self.labels), until)
-            served = {name.split()[0] for name, r in self.report.data["conformance"].items() if fla_serves(r)}
-            tasks += self.conformance("fla", [label for label in self.labels if label in served]) if cuda else []
-        tasks += compiling([task for tasks in timed for task in tasks]) if cuda else []
+        cuda = self.device == "cuda"
+        first = self.conformance("torch", self.labels) if 1 in parts else []
+        self.go(pool, first, start + (last - start) * (CONFORMING if cuda else 1.0))
+        tasks: list[Task] = []
+        known = self.report.data.get("conformance", {})
+        served = {name.split()[0] for name, r in known.items() if fla_serves(r)}
+        if cuda:
+            tasks += self.conformance("fla", [label for label in self.labels if label in served]) if 1 in parts else []
+            without = {name.split()[0].rpartition("-")[0] for name in known} - {s.rpartition("-")[0] for s in served}
+            tasks += compiling([task for tasks in timed for task in tasks], without)
         tasks += self.exactness() if 2 in parts else []
         tasks += self.widths() if 5 in parts else []
         self.go(pool, tasks, last)
-        crowded = [task for task in tasks if out_of_memory(self.report.data[task.part][task.name])]
-        self.go(pool, crowded, last)  # alone they may fit
+        return first + tasks
+
+    def was_crowded_out(self, task: Task) -> bool:
+        return "out of memory" in self.report.data[task.part][task.name].get("error", "")
 
     def conformance(self, engine: str, labels: list[str]) -> list[Task]:
         from mixers import testing
@@ -250,17 +258,13 @@ class Bench:
         self.report.write()
 
 
-def out_of_memory(result: dict) -> bool:
-    return "out of memory" in result.get("error", "")
-
-
 def fla_serves(result: dict) -> bool:
     return bool(FLA_OPS & set(result.get("served", {})))
 
 
-def compiling(tasks: list[Task]) -> list[Task]:
+def compiling(tasks: list[Task], without: set[str]) -> list[Task]:
     """What compiles all that FLA's kernels need for these tasks: some are compiled for each size of a batch, and none
-    for a length.
+    for a length. without: mixers that use none.
     """
     return [
         Task(
@@ -271,7 +275,7 @@ def compiling(tasks: list[Task]) -> list[Task]:
             300,
         )
         for task in tasks
-        if task.arguments.get("engine") != "torch"
+        if task.arguments.get("engine") != "torch" and task.arguments["name"] not in without
     ]
 
 
