@@ -12,9 +12,9 @@
        configurations of FLA's kernels: of some, compilers make wrong ones, which `mixers.ops.fla.calls` avoids
 
 What is not timed goes first, many processes at once, on every device that there is: 4 in the background, meanwhile 1,
-2 and the compiling for 3. Then everything else ends, and 3 is timed on the first device, what takes seconds last. What
-there was no time for is named. The JSON is whole at any time. `inner_loop` and `block_attention` have no rows of their
-own: they are measured in the mixers that use them.
+2 and the compiling for 3. Then everything else ends, and 3 is timed, one process on each device, what takes seconds
+last. What there was no time for is named. The JSON is whole at any time. Devices must be of one kind. `inner_loop` and
+`block_attention` have no rows of their own: they are measured in the mixers that use them.
 """
 
 import argparse
@@ -93,24 +93,32 @@ class Bench:
         self.lengths = options.lengths or lengths
 
     def run(self, parts: list[int], seconds: float) -> None:
-        start = time.monotonic()
+        self.start = start = time.monotonic()
         last = start + seconds * (UNTIMED if 3 in parts else 1.0)
-        with Pool(1) as alone:
-            self.about(alone)
-            timed = self.timed() if 3 in parts else []
-            with tempfile.TemporaryDirectory() as place:
-                runs = self.train(Path(place)) if 4 in parts else {}
-                try:
-                    with Pool(self.workers, self.devices) as pool:
-                        tasks = self.untimed(pool, parts, timed, start, last)
-                    with Pool(len(self.devices), self.devices) as few:
-                        self.go(few, [task for task in tasks if self.was_crowded_out(task)], last)
-                finally:
-                    self.finish(runs, Path(place), last)
-            print(f"untimed: {time.monotonic() - start:.0f} s", flush=True)
-            if timed:
-                self.time(alone, timed, start + seconds)
-        print(f"all: {time.monotonic() - start:.0f} s", flush=True)
+        with Pool(1) as first:
+            self.about(first)
+        self.say("the beginning")
+        timed = self.timed() if 3 in parts else []
+        with tempfile.TemporaryDirectory() as place:
+            runs = self.train(Path(place)) if 4 in parts else {}
+            try:
+                with Pool(self.workers, self.devices) as pool:
+                    tasks = self.untimed(pool, parts, timed, start, last)
+                self.say("what is not timed")
+                with self.one_each() as pool:
+                    self.go(pool, [task for task in tasks if self.was_crowded_out(task)], last)
+            finally:
+                self.finish(runs, Path(place), last)
+        self.say("training")
+        if timed:
+            with self.one_each() as pool:
+                self.time(pool, timed, start + seconds)
+
+    def say(self, done: str) -> None:
+        print(f"{time.monotonic() - self.start:.0f} s: {done} done", flush=True)
+
+    def one_each(self) -> Pool:
+        return Pool(len(self.devices), self.devices)
 
     def go(self, pool: Pool, tasks: list[Task], deadline: float) -> None:
         pool.run(tasks, deadline, lambda task, result: self.report.put(task.part, task.name, result))
@@ -132,7 +140,9 @@ class Bench:
         """
         cuda = self.device == "cuda"
         first = self.conformance("torch", self.labels) if 1 in parts else []
-        self.go(pool, first, start + (last - start) * (CONFORMING if cuda else 1.0))
+        if first:
+            self.go(pool, first, start + (last - start) * (CONFORMING if cuda else 1.0))
+            self.say("conformance by torch")
         tasks: list[Task] = []
         known = self.report.data.get("conformance", {})
         served = {name.split()[0] for name, r in known.items() if fla_serves(r)}
@@ -153,11 +163,14 @@ class Bench:
 
         checks = {"fp32": testing.CHECKS, "bf16": testing.ABOUT_NUMBERS}
         order = [(check.__name__ in SLOW, dtype, check.__name__) for dtype in checks for check in checks[dtype]]
+        limit = 30 if engine == "torch" else 100  # some kernels take 40 s to compile
         tasks = []
         for _, dtype, check in sorted(order, key=lambda row: row[0]):
             for label in labels:
                 arguments = {"label": label, "check": check, "dtype": dtype, "engine": engine, "device": self.device}
-                tasks.append(Task("conformance", f"{label} {dtype} {engine} {check}", gpu_work.conform, arguments, 30))
+                tasks.append(
+                    Task("conformance", f"{label} {dtype} {engine} {check}", gpu_work.conform, arguments, limit)
+                )
         return tasks
 
     def engines(self, name: str) -> list[str]:
@@ -211,12 +224,15 @@ class Bench:
         arguments = {"name": name, "d_model": self.sizes.channels, "n_heads": self.sizes.H, "among": among, **size}
         return Task("speed", f"mixer {name} T={size['T']}", gpu_work.mixer_speed, arguments, 100)
 
-    def time(self, alone: Pool, timed: list[list[Task]], deadline: float) -> None:
-        """One after the other, in a process that has tuned nothing yet. What was slow at another length goes last."""
+    def time(self, pool: Pool, timed: list[list[Task]], deadline: float) -> None:
+        """One after the other on each device, in processes that have tuned nothing yet. What was slow at another length
+        goes last.
+        """
         ceilings = Task("speed", "ceilings", gpu_work.ceilings, {"device": self.device, "tiny": self.tiny}, 30)
-        self.go(alone, [ceilings], deadline)
+        self.go(pool, [ceilings], deadline)
         for tasks in timed:
-            self.go(alone, sorted(tasks, key=self.slowest), deadline)
+            self.go(pool, sorted(tasks, key=self.slowest), deadline)
+            self.say(f"timing of {len(tasks)} at T = {tasks[0].name.rpartition('=')[2]}")
 
     def slowest(self, task: Task) -> float:
         """Milliseconds that this took at any length that there is."""

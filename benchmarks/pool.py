@@ -5,13 +5,13 @@ is what the function returns, a dictionary, or {"error": one line, "trace": the 
 """
 
 import gc
-import itertools
 import multiprocessing
 import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -28,13 +28,12 @@ class Task(NamedTuple):
 
 
 class Pool:
-    """So many processes, in turn on these devices (of CUDA_VISIBLE_DEVICES), which live until the end: to import
+    """So many processes, spread over these devices (of CUDA_VISIBLE_DEVICES), which live until the end: to import
     everything takes them longer than most tasks.
     """
 
     def __init__(self, workers: int, devices: list[str] | None = None):
-        self.workers = workers
-        self.devices = itertools.cycle(devices or [""])
+        self.workers, self.devices = workers, devices or [""]
         self.idle: list[Worker] = []
 
     def __enter__(self) -> "Pool":
@@ -53,7 +52,7 @@ class Pool:
         try:
             while (waiting or busy) and time.monotonic() < deadline:
                 while waiting and len(busy) < self.workers:
-                    worker = self.idle.pop() if self.idle else Worker(next(self.devices))
+                    worker = self.idle.pop() if self.idle else Worker(self.freest(busy.values()))
                     worker.begin(waiting.pop(0))
                     busy[worker.connection] = worker
                 limit = min([deadline, *(worker.until for worker in busy.values())])
@@ -74,11 +73,17 @@ class Pool:
         for task in [worker.task for worker in busy.values()] + waiting:
             done(task, {"error": "not reached: out of time"})
 
+    def freest(self, busy: Iterable["Worker"]) -> str:
+        """The device with the fewest processes: one that died leaves its place."""
+        taken = Counter(worker.device for worker in (*busy, *self.idle))
+        return min(self.devices, key=lambda device: taken[device])
+
 
 class Worker:
     """A process that does one task after the other."""
 
     def __init__(self, device: str):
+        self.device = device
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, device), daemon=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -150,3 +151,11 @@ def test_a_file_that_is_there_is_continued(tmp_path, capsys):
     assert gpu.main(["--json", str(path), "--show"]) == 0
     assert "it failed" in capsys.readouterr().out
     assert gpu.Report(path).data["exactness"]["scan fp32 torch"] == {"error": "it failed"}
+
+
+def test_a_place_that_is_lost_is_filled():
+    pool = Pool(3, ["3", "5"])
+    on = {device: SimpleNamespace(device=device) for device in ("3", "5")}
+    assert [pool.freest(busy) for busy in ([], [on["3"]], [on["5"]], [on["3"], on["5"]])] == ["3", "5", "3", "3"]
+    pool.idle.append(on["3"])
+    assert pool.freest([]) == "5"
