@@ -23,10 +23,12 @@ def inputs(T, carried):
     return [x.requires_grad_() for x in given + ([noise(2, D, 2 * HALF)] if carried else [])]
 
 
+@pytest.mark.parametrize("at_once", [module.AT_ONCE, D * HALF * 5])  # five roots
 @pytest.mark.parametrize("carried", [False, True])
 @pytest.mark.parametrize("T", [1, 2, 7, 8, 9, 37])
-def test_dplr_space(T, carried, monkeypatch):
+def test_dplr_space(T, carried, at_once, monkeypatch):
     monkeypatch.setattr(module, "SEGMENT", 8)
+    monkeypatch.setattr(module, "AT_ONCE", at_once)
     leaves, results = inputs(T, carried), []
     for op in (dplr_space, dplr_space_definition):
         y, state = op(*leaves)
