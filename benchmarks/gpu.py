@@ -8,8 +8,9 @@
        K = V = 128, bf16; by CUDA events, medians; beside them FLA's own functions, torch's flash attention and the
        floor that the device's measured bandwidth and products set
     4  `experiment=recall_full` (Zoology's sizes) for five mixers, as far as the time allows
-    5  (if asked for) the fla engine against the definitions at other widths of keys and values, and with several
-       configurations of FLA's kernels: of some, compilers make wrong ones, which `mixers.ops.fla.calls` avoids
+    5  (if asked for) the fla engine, and FLA's own functions, against the definitions at other widths of keys and
+       values, and with several configurations of the kernels: some compilers make wrong ones, which
+       `mixers.ops.fla.calls` avoids
 
 What is not timed goes first, many processes at once, on every device that there is: 4 in the background, meanwhile 1,
 2 and the compiling for 3. Then everything else ends, and 3 is timed, one process on each device, what takes seconds
@@ -191,15 +192,18 @@ class Bench:
         return tasks
 
     def widths(self) -> list[Task]:
+        """By the fla engine, which must be right, and in half precision by FLA's own functions, which not all are."""
         given = itertools.product(self.configurations, self.pairs, gpu_work.DTYPES, CASES)
         tasks = []
         for configuration, (K, V), dtype, name in given:
             if not {"fla", "own"} <= set(self.engines(name)):
                 continue  # nothing of FLA's, or the same as another
-            arguments = {"name": name, "engine": "fla", "dtype": dtype, "T": 130, "device": self.device}
-            arguments |= {"sizes": self.sizes._replace(H=2, K=K, V=V), "configuration": configuration}
-            label = f"{name} {dtype} fla {K}x{V} #{configuration}"
-            tasks.append(Task("widths", label, gpu_work.against_definition, arguments, 100))
+            sizes = self.sizes._replace(H=2, K=K, V=V)
+            common = {"name": name, "dtype": dtype, "T": 130, "device": self.device, "sizes": sizes}
+            for engine in ["fla"] + ["own"] * (dtype == "bf16" and name not in FORCED):
+                arguments = {"engine": engine, "configuration": configuration, **common}
+                label = f"{name} {dtype} {engine} {K}x{V} #{configuration}"
+                tasks.append(Task("widths", label, gpu_work.against_definition, arguments, 100))
         return tasks
 
     def timed(self) -> list[list[Task]]:

@@ -114,6 +114,15 @@ def test_wrong_widths_are_named():
     ]
 
 
+def test_widths_are_those_of_kernels(tmp_path):
+    bench = gpu.Bench(gpu.options(["--json", str(tmp_path / "gpu.json"), "--widths", "64x16", "--configurations", "2"]))
+    rows = {task.name: task.arguments for task in bench.widths()}
+    assert rows["dplr bf16 own 64x16 #2"]["sizes"][:3] == (2, 64, 16)
+    assert rows["dplr bf16 fla 64x16 #2"]["configuration"] == 2
+    of_own = {name for name in rows if " own " in name}
+    assert not any("fp32" in name or "scalar" in name for name in of_own) and len(of_own) == 7 and len(rows) == 25
+
+
 def test_bad_options_are_refused(capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--parts", "6"])
