@@ -8,6 +8,7 @@ import itertools
 import math
 import pkgutil
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -364,4 +365,5 @@ def knob(text: str) -> tuple[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends it without a word
     sys.exit(main())

@@ -9,6 +9,7 @@ import inspect
 import itertools
 import re
 import shutil
+import signal
 import sys
 import textwrap
 from contextlib import nullcontext
@@ -241,4 +242,5 @@ def _hydra():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends it without a word
     sys.exit(main())

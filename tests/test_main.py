@@ -1,6 +1,7 @@
 """python -m mixers, as a user types it."""
 
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -231,3 +232,12 @@ def test_values_are_read_as_yaml_and_python_write_them():
 def test_the_exit_code_reaches_the_shell():
     done = subprocess.run([sys.executable, "-m", "mixers", "show", "gl"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "did you mean gla?" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["mixers show gla", "tasks list"])
+def test_a_reader_that_leaves_ends_it_quietly(words):
+    command = [sys.executable, "-m", *words.split()]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.close()  # before anything is printed
+        assert run.stderr.read() == b""
+    assert run.returncode == -signal.SIGPIPE
