@@ -145,11 +145,9 @@ class Bench:
             self.go(pool, first, start + (last - start) * (CONFORMING if cuda else 1.0))
             self.say("conformance by torch")
         tasks: list[Task] = []
-        known = self.report.data.get("conformance", {})
-        served = {name.split()[0] for name, r in known.items() if fla_serves(r)}
+        served, without = serving(self.report.data.get("conformance", {}))
         if cuda:
             tasks += self.conformance("fla", [label for label in self.labels if label in served]) if 1 in parts else []
-            without = {name.split()[0].rpartition("-")[0] for name in known} - {s.rpartition("-")[0] for s in served}
             tasks += compiling([task for tasks in timed for task in tasks], without)
         tasks += self.exactness() if 2 in parts else []
         tasks += self.widths() if 5 in parts else []
@@ -278,8 +276,12 @@ class Bench:
         self.report.write()
 
 
-def fla_serves(result: dict) -> bool:
-    return bool(FLA_OPS & set(result.get("served", {})))
+def serving(conformance: dict[str, dict]) -> tuple[set[str], set[str]]:
+    """Variants of mixers that use ops which the fla engine has, and mixers that were seen to use none."""
+    seen = {name.split()[0] for name, r in conformance.items() if "served" in r}
+    served = {name.split()[0] for name, r in conformance.items() if FLA_OPS & set(r.get("served", ()))}
+    mixers, with_kernels = ({label.rpartition("-")[0] for label in labels} for labels in (seen, served))
+    return served, mixers - with_kernels
 
 
 def compiling(tasks: list[Task], without: set[str]) -> list[Task]:
@@ -319,6 +321,7 @@ def numbers(kind: type) -> Any:
 
 
 def pairs(text: str) -> list[tuple[int, int]]:
+    """[(64, 16), (128, 128)] of "64x16,128x128"."""
     if not re.fullmatch(r"\d+x\d+(,\d+x\d+)*", text):
         raise argparse.ArgumentTypeError(f"{text} is not keys x values, such as 64x16,128x128")
     return [(int(keys), int(values)) for keys, values in (part.split("x") for part in text.split(","))]

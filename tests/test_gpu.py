@@ -114,6 +114,16 @@ def test_wrong_widths_are_named():
     ]
 
 
+def test_only_mixers_with_kernels_are_compiled(tmp_path):
+    scan, nothing, failed = {"served": {"scan": ["torch"]}}, {"served": {}}, {"error": "not reached: out of time"}
+    rows = {"s5-causal fp32 torch check_law": scan, "s5-bidirectional fp32 torch check_law": nothing}
+    rows |= {"gmlp-causal fp32 torch check_law": nothing, "fwp-causal fp32 torch check_law": failed}
+    assert gpu.serving(rows) == ({"s5-causal"}, {"gmlp"})  # of fwp nothing is known
+    bench = gpu.Bench(gpu.options(["--json", str(tmp_path / "gpu.json")]))
+    tasks = [bench.mixer_task(name, {"B": 4, "T": 8192, "budget": 0.1}) for name in ("s5", "gmlp", "fwp")]
+    assert [task.name for task in gpu.compiling(tasks, {"gmlp"})] == ["mixer s5 B=4", "mixer fwp B=4"]
+
+
 def test_widths_are_those_of_kernels(tmp_path):
     bench = gpu.Bench(gpu.options(["--json", str(tmp_path / "gpu.json"), "--widths", "64x16", "--configurations", "2"]))
     rows = {task.name: task.arguments for task in bench.widths()}

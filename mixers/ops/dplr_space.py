@@ -15,17 +15,15 @@ is a real matrix. A_ is squared six times per channel and call, whatever the bat
 of a short sequence, and few of a long one's.
 """
 
-import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mixers.ops.causal_conv import causal_conv
 from mixers.ops.precision import exact
-from mixers.ops.work import wider
+from mixers.ops.work import again, wider
 
 AT_ONCE = 2**24  # numbers of states times roots; beyond, they are made piece by piece, and again backwards
 SEGMENT = 64  # powers of A_ at a time, a power of two
@@ -90,18 +88,17 @@ def discrete(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor) -> tuple[Tensor, 
 
 
 def kernel(T: int, dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """K (D, T) from its transform; C is C (1 - A_^T). The pole at w = -1 is divided out."""
+    """K (D, T) from its transform; C is C (1 - A_^T)."""
     angle = torch.arange(T // 2 + 1, dtype=dt.dtype, device=dt.device) * (-2 * math.pi / T)
     w = torch.polar(torch.ones_like(angle), angle)
     pieces = w.chunk(-(-Lambda.numel() * len(w) // wider(AT_ONCE, dt, 16)))
     if len(pieces) == 1:
         return torch.fft.irfft(transform(w, dt, Lambda, P, B, C), T)
-    kept = functools.partial(checkpoint, transform, use_reentrant=False, preserve_rng_state=False)
-    return torch.fft.irfft(torch.cat([kept(piece, dt, Lambda, P, B, C) for piece in pieces], -1), T)
+    return torch.fft.irfft(torch.cat([again(transform, piece, dt, Lambda, P, B, C) for piece in pieces], -1), T)
 
 
 def transform(w: Tensor, dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """(D, n) at w (n,)."""
+    """The kernel's transform (D, n) at the roots w (n,). The pole at w = -1 is divided out."""
     pairs = dt.unsqueeze(-1) * torch.stack([C * B, C * P, P.conj() * B, P.conj() * P], 1)
     CB, CP, PB, PP = (
         pairs @ (1 / (2 * (1 - w) - (1 + w) * (dt * Lambda).unsqueeze(-1)))

@@ -11,12 +11,12 @@ the keys of every SEGMENT tokens, and computes those of the chunks between again
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mixers.base import Mixer, State
 from mixers.layers import ShortConv, heads, l2_norm, merge, per_head
 from mixers.ops.gated_delta import invert
 from mixers.ops.precision import exact, wide
+from mixers.ops.work import again
 
 CHUNK, SEGMENT, RANK, CONV = 64, 1024, 32, 3
 
@@ -56,7 +56,7 @@ def reflected_attention(q, k, v, w, beta, past: tuple[Tensor, Tensor] | None) ->
         return o.to(kind), (K, V)
     out = []
     for segment in segments:
-        o, K, V = checkpoint(attend_segment, K, V, *segment, use_reentrant=False, preserve_rng_state=False)
+        o, K, V = again(attend_segment, K, V, *segment)
         out.append(o)
     return torch.cat(out, 2).to(kind), (K, V)
 

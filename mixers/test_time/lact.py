@@ -16,12 +16,12 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mixers.base import Mixer, State
 from mixers.layers import RMSNorm, by_chunk, heads, l2_norm, merge, per_head, positions, rope
 from mixers.ops.attention import attention
 from mixers.ops.precision import wide
+from mixers.ops.work import again
 
 Weights = tuple[Tensor, ...]
 STEP = 1e-3
@@ -101,9 +101,11 @@ def ascent(W: Weights, k: Tensor, v: Tensor, eta: Tensor) -> Weights:
 
 
 def steepest(D: Weights) -> Weights:
-    """muon of each. Its polynomials are made again backwards: kept, they would be many times the weights per chunk."""
-    together = torch.stack((D[0], D[1].mT, D[2]))  # W_1 is shaped as the others' transposes
-    first, second, third = checkpoint(muon, together, use_reentrant=False, preserve_rng_state=False)
+    """muon of each D, shaped as the W: (..., n, m), (..., m, n), (..., n, m). Its polynomials are made again backwards:
+    kept, they would be many times the weights for each chunk.
+    """
+    together = torch.stack((D[0], D[1].mT, D[2]))
+    first, second, third = again(muon, together)
     return first, second.mT, third
 
 
