@@ -92,8 +92,9 @@ def tuned(among: int, timing: bool = True, first: int = 0) -> None:
 
     measure, prune = getattr(Autotuner, "measure", Autotuner._bench), getattr(Autotuner, "prune", None)
     Autotuner.measure, Autotuner.prune = measure, prune or Autotuner.prune_configs
-    for tuner in set() if timing else CHOSEN:  # by another task, with another first
-        tuner.cache.clear()
+    if not timing:  # another task may have chosen, with another first
+        for tuner in CHOSEN:
+            tuner.cache.clear()
 
     def prune_configs(self, *arguments, **more):
         self.left = among
